@@ -1,0 +1,1 @@
+"""The inference workflows, one module each, behind the contract in `base`."""

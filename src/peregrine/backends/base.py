@@ -1,0 +1,184 @@
+"""The contract between a workflow and the race.
+
+A `Backend` is stateless and cheap: its module imports the runtime inside methods only, so
+that importing it costs nothing and says nothing about what is installed. A `Session` is a
+compiled candidate that lives on a device. Neither ever times itself: the caller holds the clock.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import ClassVar
+
+from peregrine.errors import FeedError, OptionError
+from peregrine.model.model import Model
+from peregrine.types import (
+    Array,
+    Candidate,
+    Feeds,
+    Placement,
+    Profile,
+    Support,
+    Target,
+    TensorSpec,
+)
+
+
+class Session(abc.ABC):
+    """A compiled candidate on a device.
+
+    The device boundary is `bind` once, then `enqueue` + `synchronize` per inference. The host
+    boundary is `run`, from numpy to numpy. `enqueue` may be called up to `parallelism` times
+    before `synchronize` and then keeps that many inferences in flight.
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    profile: Profile
+    """The sizes this session serves without being compiled again."""
+    parallelism: int = 1
+    """Inferences that may be in flight at once."""
+
+    @abc.abstractmethod
+    def bind(self, feeds: Feeds) -> None:
+        """Place the inputs on the device and allocate outputs for their sizes."""
+
+    @abc.abstractmethod
+    def enqueue(self) -> None:
+        """Start one inference on what is bound. May return before it is done."""
+
+    @abc.abstractmethod
+    def synchronize(self) -> None:
+        """Return when every started inference is done."""
+
+    @abc.abstractmethod
+    def fetch(self) -> dict[str, Array]:
+        """Outputs of the last inference as host arrays that the caller owns."""
+
+    def run(self, feeds: Feeds) -> dict[str, Array]:
+        """One inference from host arrays to host arrays. Override where a shorter way exists."""
+        self.bind(feeds)
+        self.enqueue()
+        self.synchronize()
+        return self.fetch()
+
+    @abc.abstractmethod
+    def placement(self, feeds: Feeds) -> Placement:
+        """Where the nodes run, from the runtime's own record of an inference of `feeds`."""
+
+    def close(self) -> None:  # noqa: B027  # most sessions need nothing released
+        """Release the device. Safe to call twice."""
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class Backend(abc.ABC):
+    """One inference workflow. To add one, subclass this in one file and name it in an
+    entry point of the group `peregrine.backends`."""
+
+    name: ClassVar[str]
+    distributions: ClassVar[tuple[str, ...]] = ()
+    """PyPI distributions whose versions decide what this backend does; recorded in every row."""
+
+    @abc.abstractmethod
+    def available(self) -> Support:
+        """Whether the runtime can run in this interpreter, on this machine."""
+
+    @abc.abstractmethod
+    def supports(self, model: Model, target: Target) -> Support:
+        """Whether this backend can take this model at all; cheap, never compiles."""
+
+    @abc.abstractmethod
+    def candidates(self, model: Model, target: Target) -> Iterable[Candidate]:
+        """The rows worth racing, best guess first."""
+
+    @abc.abstractmethod
+    def compile(self, model: Model, candidate: Candidate, target: Target) -> Session:
+        """Build a session that serves `target.profile`.
+
+        Raises `Unsupported` for what the runtime lacks and `BackendUnavailable` when it built
+        but cannot run here.
+        """
+
+    def save(self, session: Session, directory: Path) -> None:  # noqa: B027  # optional
+        """Write what `load` needs to come back faster than `compile`.
+
+        Writing nothing is allowed: `load` then gets an empty directory and compiles.
+        """
+
+    def load(self, directory: Path, model: Model, candidate: Candidate, target: Target) -> Session:
+        """Bring back a session that `save` wrote; by default, compile it again."""
+        return self.compile(model, candidate, target)
+
+
+def check_feeds(inputs: Iterable[TensorSpec], feeds: Feeds) -> dict[str, int]:
+    """Check names, dtypes and shapes of `feeds`; returns the size of each symbol.
+
+    Raises:
+        FeedError: naming the first input that is missing, unknown, or of another dtype,
+            rank or size, and what was expected.
+    """
+    specs = {spec.name: spec for spec in inputs}
+    expected = ", ".join(map(str, specs.values()))
+    for name in feeds:
+        if name not in specs:
+            raise FeedError(f"The model has no input {name!r}.", fix=f"Feed exactly: {expected}.")
+    dims: dict[str, int] = {}
+    for spec in specs.values():
+        if spec.name not in feeds:
+            raise FeedError(f"Input {spec.name!r} is missing.", fix=f"Feed exactly: {expected}.")
+        _check_feed(spec, feeds[spec.name], dims)
+    return dims
+
+
+def _check_feed(spec: TensorSpec, value: Array, dims: dict[str, int]) -> None:
+    if not hasattr(value, "dtype"):
+        raise FeedError(
+            f"Input {spec.name!r} is a {type(value).__name__}, not an array.",
+            fix=f"Pass numpy.asarray(value, dtype={spec.dtype!r}).",
+        )
+    if value.dtype.name != spec.dtype:
+        raise FeedError(
+            f"Input {spec.name!r} has dtype {value.dtype.name}; the model takes {spec.dtype}.",
+            fix=f"Convert it: feeds[{spec.name!r}].astype({spec.dtype!r}).",
+        )
+    wrong_rank = value.ndim != len(spec.shape)
+    if wrong_rank or any(
+        size != (dim if isinstance(dim, int) else dims.setdefault(dim, size))
+        for size, dim in zip(value.shape, spec.shape, strict=True)
+    ):
+        known = {k: v for k, v in dims.items() if k in spec.symbols}
+        raise FeedError(
+            f"Input {spec.name!r} has shape {tuple(value.shape)}; the model takes {spec}.",
+            why="the rank differs" if wrong_rank else f"sizes so far: {known}" if known else "",
+            fix="Reshape the input, or export the model with that dimension symbolic.",
+        )
+    if any(size == 0 for size in value.shape):
+        raise FeedError(
+            f"Input {spec.name!r} has shape {tuple(value.shape)}: a dimension of size zero.",
+            fix="Feed at least one element; the smallest batch is 1.",
+        )
+
+
+def options_of(candidate: Candidate, defaults: Mapping[str, object]) -> dict[str, object]:
+    """A candidate's options over a backend's defaults; unknown keys raise `OptionError`."""
+
+    for key in candidate.options:
+        if key not in defaults:
+            raise OptionError(
+                f"{candidate.backend} has no option {key!r}.",
+                fix=f"Use one of: {', '.join(sorted(defaults))}.",
+            )
+    return {**defaults, **candidate.options}

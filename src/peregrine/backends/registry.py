@@ -1,0 +1,45 @@
+"""Finds backends by entry point, so that a new one needs no edit here."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from importlib.metadata import entry_points
+
+from peregrine.backends.base import Backend
+from peregrine.errors import OptionError
+
+GROUP = "peregrine.backends"
+
+
+def names() -> dict[str, str]:
+    """Name -> `module:Class` of every registered backend. Imports none of them."""
+    return {point.name: point.value for point in sorted(entry_points(group=GROUP))}
+
+
+def resolve(wanted: str) -> str:
+    """The `module:Class` of a backend; an unknown name is answered with the nearest one."""
+    known = names()
+    if wanted in known:
+        return known[wanted]
+    near = difflib.get_close_matches(wanted, known, n=1, cutoff=0.4)
+    raise OptionError(
+        f"There is no backend {wanted!r}." + (f" Did you mean {near[0]!r}?" if near else ""),
+        why=f"The registered ones are: {', '.join(known) or 'none'}.",
+        fix="Run `peregrine doctor` to see each with its state.",
+    )
+
+
+def load(location: str) -> Backend:
+    """The backend at `module:Class`. The worker calls this with what the parent resolved,
+    since another interpreter need not know the entry points of this one."""
+    module, _, attribute = location.partition(":")
+    backend = getattr(importlib.import_module(module), attribute)()
+    if not isinstance(backend, Backend):
+        raise OptionError(f"{location} is not a peregrine Backend.")
+    return backend
+
+
+def get(name: str) -> Backend:
+    """The backend registered as `name`, in this process."""
+    return load(resolve(name))

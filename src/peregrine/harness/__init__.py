@@ -1,0 +1,1 @@
+"""The race: plan candidates, run each in a worker process, judge, measure, decide."""

@@ -1,0 +1,1 @@
+"""What comes in: PyTorch or ONNX, turned into one `Model`."""

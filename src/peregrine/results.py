@@ -1,0 +1,315 @@
+"""What a race finds: the records behind `results.jsonl` and `report.json`.
+
+Plain dataclasses, so that a worker in any interpreter can make them. Times are milliseconds
+where the name ends in `_ms`, seconds in `_s`; memory is MiB (2**20 bytes) in `_mb`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from peregrine.types import Placement, Precision, Scalar, TensorSpec
+
+REPORT_FORMAT = 1
+
+
+class Status(enum.StrEnum):
+    """How a candidate's row ended."""
+
+    OK = "ok"
+    INVALID = "invalid"
+    UNAVAILABLE = "unavailable"
+    UNSUPPORTED = "unsupported"
+    FAILED = "failed"
+    TIMEOUT = "timeout"
+    OOM = "oom"
+
+
+class Boundary(enum.StrEnum):
+    """What a measured inference spans."""
+
+    HOST = "host"
+    """From numpy arrays to numpy arrays."""
+    DEVICE = "device"
+    """Inputs and outputs stay on the device."""
+
+
+@dataclass(frozen=True, slots=True)
+class OutputComparison:
+    """One output of a candidate against the reference, over every judged input."""
+
+    output: str
+    passed: bool
+    non_equal_percent: float
+    """Elements outside `numpy.isclose(rtol=1e-4, atol=1e-8)`, in percent: the paper's measure."""
+    non_equal_percent_1e3: float
+    """The same at rtol=1e-3, the paper's Table III."""
+    scaled_error: float
+    """max over inputs of ||candidate - reference|| / ||reference||, Euclidean norms."""
+    cosine: float
+    """Smallest cosine similarity over inputs."""
+    max_abs: float
+    nan_count: int
+    inf_count: int
+    """NaN and Inf elements that the reference does not have at the same place."""
+    top1_agreement: float | None = None
+    """Share of rows with the reference's arg max (ties within the tolerance count as equal);
+    None where the output is no classifier's."""
+    reason: str = ""
+    """A plain sentence where it did not pass: how far, likely why."""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledAccuracy:
+    """Top-1 on labelled images, image by image."""
+
+    images: tuple[str, ...]
+    labels: tuple[int, ...]
+    reference: tuple[int, ...]
+    candidate: tuple[int, ...]
+    reference_top1: float
+    """Share of images, 0 to 1."""
+    candidate_top1: float
+    changed: tuple[str, ...]
+    """Images where the candidate's class is not the reference's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """The judgement of one candidate. The flat figures are the worst over its outputs."""
+
+    passed: bool
+    non_equal_percent: float
+    non_equal_percent_1e3: float
+    scaled_error: float
+    cosine: float
+    max_abs: float
+    nan_count: int
+    inf_count: int
+    top1_agreement: float | None
+    inputs_judged: int
+    outputs: tuple[OutputComparison, ...]
+    thresholds: Mapping[str, float]
+    labelled: LabelledAccuracy | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LatencyMs:
+    """Order statistics of all kept samples, milliseconds. Percentiles are of the samples."""
+
+    p50: float
+    p90: float
+    p95: float
+    p99: float
+    mean: float
+    std: float
+    min: float
+    max: float
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """One batch at one boundary, single stream: one inference at a time."""
+
+    batch: int
+    boundary: Boundary
+    latency_ms: LatencyMs
+    ci95_ms: tuple[float, float]
+    """Bootstrap 95% interval of the median."""
+    throughput_per_s: float
+    """Items a second: of `parallelism` inferences kept in flight, else of the single stream."""
+    samples_ms: tuple[float, ...]
+    warmup: int
+    """Inferences run and not counted before the first sample."""
+    stable: bool
+    """Whether the warm-up had settled before its limit."""
+    parallelism: int = 1
+    peak_mb: float | None = None
+    """Peak host memory of the worker while this was measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Peaks of the worker process."""
+
+    host_peak_mb: float
+    """While running at the smallest measured batch, build excluded."""
+    device_peak_mb: float | None = None
+    host_build_peak_mb: float | None = None
+    host_baseline_mb: float | None = None
+    """The interpreter before it loaded the runtime."""
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateResult:
+    """One row of the race."""
+
+    id: str
+    backend: str
+    variant: str
+    precision: Precision
+    options: Mapping[str, Scalar]
+    status: Status
+    reason: str = ""
+    fix: str = ""
+    validation: Validation | None = None
+    placement: Placement | None = None
+    build_s: float | None = None
+    load_s: float | None = None
+    """From a saved artefact to a session ready to run; None where nothing is saved."""
+    first_run_ms: float | None = None
+    memory: Memory | None = None
+    max_batch: int | None = None
+    max_batch_limited_by: str = ""
+    """"memory", "cap" (the search's upper end ran), "time", or empty when not searched."""
+    measurements: tuple[Measurement, ...] = ()
+    sweep_stopped: str = ""
+    """Why the batch sweep ended: saturation, memory, time, or the last batch asked for."""
+    break_even: float | None = None
+    """Inferences after which a slower build than the quickest row's is repaid; None: never."""
+    disqualified: str = ""
+    """Why a valid row may not win, e.g. it fell back to another device."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """Distributions of the worker's interpreter."""
+    python: str = ""
+    """The worker's interpreter."""
+    log: str = ""
+    """The worker's log, relative to the run directory."""
+    artifact_mb: float | None = None
+    finished: str = ""
+    """UTC, ISO 8601."""
+
+    @property
+    def can_win(self) -> bool:
+        return self.status is Status.OK and not self.disqualified and bool(self.measurements)
+
+    def measurement(self, batch: int, boundary: Boundary) -> Measurement | None:
+        for m in self.measurements:
+            if m.batch == batch and m.boundary is boundary:
+                return m
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class FinalRound:
+    """One finalist's turn in one interleaved round."""
+
+    round: int
+    candidate: str
+    batch: int
+    boundary: Boundary
+    samples_ms: tuple[float, ...]
+    throughput_per_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A finalist against the winner, from the interleaved rounds, as slowdown ratios."""
+
+    candidate: str
+    ratio: float
+    """Its time per item over the winner's: geometric mean over rounds of the paired ratio."""
+    ci95: tuple[float, float]
+    tie: bool
+    """The interval holds 1, or lies within the stated margin of indifference."""
+    p50_ms: float
+    """Over all its final samples."""
+
+
+@dataclass(frozen=True, slots=True)
+class Winner:
+    id: str
+    objective: str
+    margin: float | None
+    """How much slower the next row is, e.g. 0.08 for 8%; None when nothing else was valid."""
+    tie_with: tuple[str, ...]
+    reason: str
+    """Why this one, in a sentence a person can read."""
+    batch: int = 1
+    margin_ci95: tuple[float, float] | None = None
+    finals: tuple[Comparison, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRecord:
+    name: str
+    source: str
+    sha256: str
+    weights: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    batch: str
+    dims: Mapping[str, int]
+    parameters: int | None
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MachineRecord:
+    """Where it ran. Memory in MiB."""
+
+    cpu: str
+    physical_cores: int
+    logical_cores: int
+    memory_mb: float
+    os: str
+    python: str
+    gpus: tuple[str, ...]
+    load_average: float | None
+    """One-minute load when the race began: noise to be known about."""
+    cpu_flags: tuple[str, ...]
+    """The vector extensions that decide speed: avx2, avx512f, avx512_vnni, amx_tile, ..."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceRecord:
+    workflow: str
+    """`PyTorch fp32 eager` or `ONNX Runtime CPU fp32, graph optimisations off`."""
+    inputs: tuple[str, ...]
+    """What was judged, e.g. `random uniform [0,1), seed 0`, `photos/ (160 images)`."""
+    top1: float | None = None
+    """Share of labelled images it gets right."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    model: ModelRecord
+    machine: MachineRecord
+    versions: Mapping[str, str]
+    reference: ReferenceRecord
+    candidates: tuple[CandidateResult, ...]
+    winner: Winner | None
+    objective: str
+    final_rounds: tuple[FinalRound, ...] = ()
+    warnings: tuple[str, ...] = ()
+    """Noise and other things a reader must know; never a reason to abort."""
+    complete: bool = True
+    """False when the race was interrupted; `--resume` goes on."""
+    command: str = ""
+    started: str = ""
+    finished: str = ""
+    run_dir: str = ""
+    format: int = REPORT_FORMAT
+
+    def candidate(self, id: str) -> CandidateResult | None:
+        return next((c for c in self.candidates if c.id == id), None)
+
+
+def to_builtins(record: Any) -> Any:
+    """A record as JSON-ready dicts, lists and scalars. NaN and Inf become None: JSON has none."""
+    if dataclasses.is_dataclass(record) and not isinstance(record, type):
+        return {f.name: to_builtins(getattr(record, f.name)) for f in dataclasses.fields(record)}
+    if isinstance(record, Mapping):
+        return {str(k): to_builtins(v) for k, v in record.items()}
+    if isinstance(record, enum.Enum):
+        return record.value
+    if isinstance(record, float) and (record != record or record in (float("inf"), -float("inf"))):
+        return None
+    if isinstance(record, Sequence) and not isinstance(record, str | bytes):
+        return [to_builtins(v) for v in record]
+    return record
