@@ -74,7 +74,7 @@ class Lstm(nn.Module):
 
 
 class Attention(nn.Module):
-    """One pre-norm transformer block with two heads, without `nn.MultiheadAttention`'s shortcuts."""
+    """One pre-norm transformer block with two heads, spelled out."""
 
     def __init__(self, width: int = 16, heads: int = 2) -> None:
         super().__init__()
