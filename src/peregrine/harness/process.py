@@ -78,6 +78,7 @@ class Worker:
         self.log = log
         self.memory_limit_mb = memory_limit_mb
         self.peak_seen_mb = 0.0
+        self._killed = False
         log.parent.mkdir(parents=True, exist_ok=True)
         answers, worker_end = os.pipe()
         environment = {**os.environ, **interpreter.env}
@@ -135,10 +136,12 @@ class Worker:
         """
         assert self._process.stdin is not None
         request = json.dumps({"command": command, "arguments": arguments}).encode() + b"\n"
+        if self._killed:
+            raise WorkerCrashed(f"The worker was gone before `{command}`.", why=self.log_tail())
         try:
             self._process.stdin.write(request)
             self._process.stdin.flush()
-        except (BrokenPipeError, ValueError):
+        except BrokenPipeError:
             raise self._death(command) from None
         line = self._read_line(command, time.monotonic() + timeout_s, timeout_s, quiet)
         answer: dict[str, Any] = json.loads(line)
@@ -222,6 +225,9 @@ class Worker:
 
     def kill(self) -> None:
         """End the worker and everything it started. Safe to call twice."""
+        if self._killed:
+            return
+        self._killed = True
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()

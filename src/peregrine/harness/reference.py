@@ -1,0 +1,255 @@
+"""What candidates are judged by: inputs, and the reference's outputs for them.
+
+The reference is PyTorch fp32 eager where the model has a module, else ONNX Runtime on the CPU
+in fp32 with graph optimisations off. It runs in a worker like everything else.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from peregrine.backends import registry
+from peregrine.environments import interpreter_for
+from peregrine.errors import BackendUnavailable, PeregrineError, ReferenceFailed
+from peregrine.harness import wire
+from peregrine.harness.batching import batch_of, tile
+from peregrine.harness.process import Worker
+from peregrine.harness.request import Request
+from peregrine.harness.rundir import RunDirectory
+from peregrine.model.images import default_photos, load_preprocessing, read_images
+from peregrine.model.inputs import random_feeds, read_feeds
+from peregrine.model.model import Model
+from peregrine.results import ReferenceRecord
+from peregrine.types import Array, Candidate, Profile, Target
+from peregrine.validate import check_reference
+
+RANDOM_SETS = 3
+"""Random inputs that judge the first batch."""
+IMAGES = "images"
+_INDEPENDENT = 1e-3
+_FILE = "judging.json"
+
+
+@dataclass(frozen=True, slots=True)
+class FeedSet:
+    """Inputs on disk with the reference's outputs for them."""
+
+    name: str
+    batch: int
+    words: str
+    """For the report, e.g. `random uniform [0, 1), seed 3, batch 8`."""
+
+    def feeds(self, run: RunDirectory) -> Path:
+        return run.file("feeds", self.name)
+
+    def outputs(self, run: RunDirectory) -> dict[str, Array]:
+        """The reference's outputs."""
+        return wire.load_arrays(run.file("reference", self.name))
+
+
+@dataclass(frozen=True, slots=True)
+class Judging:
+    """Everything a candidate is judged by."""
+
+    workflow: str
+    sets: tuple[FeedSet, ...]
+    images: tuple[str, ...] = ()
+    """Names of the images, in the order of `feeds/images`; empty when there are none."""
+    labels: tuple[int, ...] = ()
+    """Class of each image; empty when they have none."""
+    rows_independent: bool = False
+    """Whether a row's output does not depend on the other rows of its batch."""
+    top1: float | None = None
+
+    def for_batch(self, batch: int) -> tuple[FeedSet, ...]:
+        return tuple(s for s in self.sets if s.batch == batch)
+
+    def image_outputs(self, run: RunDirectory) -> dict[str, Array]:
+        return wire.load_arrays(run.file("reference", IMAGES))
+
+    def record(self) -> ReferenceRecord:
+        words = [s.words for s in self.sets]
+        if self.images:
+            words.append(f"{len(self.images)} images" + (", labelled" if self.labels else ""))
+        return ReferenceRecord(self.workflow, tuple(words), self.top1)
+
+    def save(self, run: RunDirectory) -> None:
+        run.write_json(_FILE, self)
+
+    @classmethod
+    def load(cls, run: RunDirectory) -> Judging | None:
+        """What an earlier, interrupted run had made; None when it had not come so far."""
+        try:
+            record = json.loads(run.file(_FILE).read_text())
+        except OSError:
+            return None
+        record["sets"] = tuple(FeedSet(**s) for s in record["sets"])
+        for key in ("images", "labels"):
+            record[key] = tuple(record[key])
+        return cls(**record)
+
+
+def reference_candidate(model: Model) -> tuple[Candidate, str]:
+    """The candidate that others are judged by, and its name in words."""
+    if model.module is not None and interpreter_has("pytorch"):
+        return Candidate("pytorch", "eager"), "PyTorch fp32 eager"
+    return (
+        Candidate("onnxruntime", "CPUExecutionProvider", options={"optimization": "disabled"}),
+        "ONNX Runtime CPU fp32, graph optimisations off",
+    )
+
+
+def interpreter_has(backend: str) -> bool:
+    """Whether a backend could run in this interpreter; imports no runtime."""
+    return registry.get(backend).available().ok
+
+
+def make_judging(
+    run: RunDirectory, model: Model, request: Request, say: Callable[[str], None]
+) -> Judging:
+    """Write the inputs, run the reference on them, and check that it can be trusted.
+
+    Raises:
+        ReferenceFailed: it could not run, or gave NaN or Inf.
+        FeedError: the user's inputs or images do not fit the model.
+    """
+    for stale in ("feeds", "reference"):
+        shutil.rmtree(run.file(stale), ignore_errors=True)
+    sets = _write_feeds(run, model, request)
+    images, labels = _write_images(run, model, request)
+    candidate, workflow = reference_candidate(model)
+    say(f"computing the reference ({workflow})")
+    log = run.file("logs", "reference.log")
+    with Worker(interpreter_for(candidate.backend), log=log) as worker:
+        try:
+            first = sets[0].batch
+            target = Target(profile=Profile.fixed(model.sizes(first)), threads=request.threads)
+            worker.call(
+                "open",
+                timeout_s=request.timeout_s,
+                backend=registry.resolve(candidate.backend),
+                model=str(model.directory),
+                candidate=wire.encode_candidate(candidate),
+                target=wire.encode_target(target),
+            )
+            for feed_set in sets:
+                _reference_outputs(worker, run, feed_set.name, feed_set.batch, request)
+            independent = bool(model.batch) and _rows_independent(worker, run, model, request)
+            if images:
+                say(f"computing the reference on {len(images)} images")
+                chunk = image_chunk(model, first)
+                _reference_outputs(worker, run, IMAGES, chunk, request, stream=True)
+        except BackendUnavailable as error:
+            raise ReferenceFailed(
+                f"The reference ({workflow}) cannot run here.", why=error.what, fix=error.fix
+            ) from error
+        except ReferenceFailed:
+            raise
+        except PeregrineError as error:
+            raise ReferenceFailed(
+                f"The reference ({workflow}) could not run this model.",
+                why=error.what + (f"\n{error.why}" if error.why else ""),
+                fix=error.fix or f"See {log}.",
+            ) from error
+    judging = Judging(workflow, sets, images, labels, independent)
+    for feed_set in sets:
+        check_reference([feed_set.outputs(run)])
+    if images:
+        outputs = judging.image_outputs(run)
+        check_reference([outputs])
+        if labels:
+            predicted = outputs[model.outputs[0].name].argmax(axis=-1)
+            top1 = float(np.mean(predicted == np.asarray(labels)))
+            judging = Judging(workflow, sets, images, labels, independent, top1)
+    judging.save(run)
+    return judging
+
+
+def _write_feeds(run: RunDirectory, model: Model, request: Request) -> tuple[FeedSet, ...]:
+    sets = []
+    batches = request.batches if model.batch else (1,)
+    for batch in batches:
+        count = RANDOM_SETS if batch == batches[0] else 1
+        for offset in range(count):
+            seed = request.seed + offset
+            name = f"random-{seed}-batch-{batch}"
+            wire.save_arrays(run.file("feeds", name), random_feeds(model, batch, seed))
+            words = f"random uniform [0, 1), seed {seed}, batch {batch}"
+            sets.append(FeedSet(name, batch, words))
+    for number, feeds in enumerate(read_feeds(request.feeds, model) if request.feeds else ()):
+        name = f"user-{number}"
+        wire.save_arrays(run.file("feeds", name), feeds)
+        sets.append(FeedSet(name, batch_of(model, feeds), f"given input {number + 1}"))
+    return tuple(sets)
+
+
+def _write_images(
+    run: RunDirectory, model: Model, request: Request
+) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    if not request.images:
+        return (), ()
+    directory = default_photos() if request.images == "default" else Path(request.images)
+    given = load_preprocessing(Path(request.preprocessing)) if request.preprocessing else None
+    images = read_images(directory, model, preprocessing=given)
+    wire.save_arrays(run.file("feeds", IMAGES), {model.inputs[0].name: images.pixels})
+    labels = images.labels if images.labels is not None else ()
+    return tuple(images.names), tuple(int(label) for label in labels)
+
+
+def image_chunk(model: Model, batch: int) -> int:
+    """Images a worker runs at once: the race's batch, or the one the model fixes."""
+    fixed = model.inputs[0].shape[0]
+    return batch if model.batch else int(fixed)
+
+
+def _reference_outputs(
+    worker: Worker,
+    run: RunDirectory,
+    name: str,
+    batch: int,
+    request: Request,
+    *,
+    stream: bool = False,
+) -> None:
+    worker.call(
+        "stream" if stream else "outputs",
+        timeout_s=request.timeout_s,
+        feeds=str(run.file("feeds", name)),
+        batch=batch,
+        out=str(run.file("reference", name)),
+    )
+
+
+def _rows_independent(worker: Worker, run: RunDirectory, model: Model, request: Request) -> bool:
+    """Whether repeating the rows of a batch repeats its outputs, as the reference has it.
+
+    Only then may a swept batch be made of repeated rows and judged by the rows' own outputs.
+    """
+    name, single, triple = "independence", run.file("reference", "one"), run.file("reference", "3")
+    feeds = random_feeds(model, 2, request.seed + RANDOM_SETS)
+    base = wire.save_arrays(run.file("feeds", name), feeds)
+    for batch, out in ((2, single), (3, triple)):
+        worker.call(
+            "outputs", timeout_s=request.timeout_s, feeds=str(base), batch=batch, out=str(out)
+        )
+    expected = tile(model.outputs, model.batch, wire.load_arrays(single), 3)
+    got = wire.load_arrays(triple)
+    for path in (single, triple, base):
+        shutil.rmtree(path)
+    return all(_close(expected[n], got[n]) for n in expected)
+
+
+def _close(expected: Array, got: Array) -> bool:
+    if expected.shape != got.shape:
+        return False
+    if expected.dtype.kind in "iub":
+        return bool(np.array_equal(expected, got))
+    scale = float(np.linalg.norm(expected.astype(np.float64).ravel())) or 1.0
+    error = float(np.linalg.norm((got.astype(np.float64) - expected).ravel()))
+    return error <= _INDEPENDENT * scale

@@ -1,0 +1,81 @@
+"""What a user asks of a race, as data that is kept in the run directory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from peregrine.errors import OptionError
+from peregrine.select import Objective
+from peregrine.types import Precision
+
+SWEEP = tuple(2**i for i in range(9))
+"""1, 2, 4 ... 256: the paper's batches."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Everything that decides a race but the model's own bytes. Defaults suit one command."""
+
+    source: str
+    """What the user named: a zoo entry, a path, a factory; or words for an object in memory."""
+    objective: Objective = field(default_factory=Objective.latency)
+    batches: tuple[int, ...] = (1,)
+    """Batches measured in full, the first of which decides a latency objective."""
+    sweep: tuple[int, ...] = ()
+    """Batches swept for throughput, ascending, until saturation, memory or time ends it."""
+    find_max_batch: bool = False
+    """Search for the largest batch that fits `worker_memory_mb`, up to `max_batch_cap`."""
+    max_batch_cap: int = 256
+    precisions: tuple[Precision, ...] = (Precision.FP32,)
+    backends: tuple[str, ...] = ()
+    """Only these backends; empty for all."""
+    only: tuple[str, ...] = ()
+    """Only candidates whose id matches one of these (shell patterns are allowed)."""
+    skip: tuple[str, ...] = ()
+    """No candidates whose id or backend matches one of these."""
+    device: str = "cpu"
+    threads: int = 0
+    seed: int = 0
+    inputs: tuple[str, ...] = ()
+    """Input declarations, `name:dtype:shape[=values]`."""
+    dims: Mapping[str, int] = field(default_factory=dict)
+    weights: str = "auto"
+    trust: bool = False
+    feeds: tuple[str, ...] = ()
+    """The user's `.npz` or `.npy` files to judge on."""
+    images: str = ""
+    preprocessing: str = ""
+    """A JSON file that says how an image becomes an input, where the model does not."""
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+    allow_fallback: bool = False
+    """Let a candidate win that ran partly on another device than it names."""
+    min_runs: int = 50
+    """Samples a measurement, at least: the paper's number."""
+    measure_s: float = 2.0
+    """Seconds a measurement goes on when `min_runs` are done sooner."""
+    measure_max_s: float = 60.0
+    """Seconds after which a measurement ends even with fewer samples; the report says so."""
+    sweep_s: float = 45.0
+    """Seconds a candidate's sweep may take."""
+    timeout_s: float = 600.0
+    """Seconds any one step of a worker may take."""
+    worker_memory_mb: float = 0.0
+    """Resident MiB of a worker; 0 leaves a tenth of what is available to the rest."""
+    final_rounds: int = 15
+    command: str = ""
+    """The command line that made this request, quoted for a shell."""
+
+    def __post_init__(self) -> None:
+        if not self.batches:
+            raise OptionError("There is no batch to measure.", fix="Give --batch 1.")
+        for batch in (*self.batches, *self.sweep):
+            if batch < 1:
+                raise OptionError(
+                    f"A batch of {batch} is no batch.", fix="Give whole numbers from 1: --batch 1,8."
+                )
+        if self.min_runs < 1 or self.final_rounds < 3:
+            raise OptionError(
+                "A race needs at least 1 run a measurement and 3 final rounds.",
+                fix="Raise --runs or --rounds.",
+            )

@@ -1,0 +1,391 @@
+"""One candidate's own run: compile, judge, prove its placement, measure, save. One row."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from peregrine.backends import registry
+from peregrine.environments import interpreter_for
+from peregrine.errors import (
+    BackendUnavailable,
+    PeregrineError,
+    Unsupported,
+    WorkerOutOfMemory,
+    WorkerTimeout,
+)
+from peregrine.harness import memory, wire
+from peregrine.harness.batching import tile
+from peregrine.harness.process import Worker
+from peregrine.harness.reference import IMAGES, FeedSet, Judging, image_chunk
+from peregrine.harness.request import Request
+from peregrine.harness.rundir import RunDirectory, slug
+from peregrine.model.model import Model
+from peregrine.results import Boundary, CandidateResult, Measurement, Memory, Status, Validation
+from peregrine.types import Array, Candidate, Placement, Profile, Target
+from peregrine.validate import compare, judge_labels
+
+_STATUS_OF = (
+    (BackendUnavailable, Status.UNAVAILABLE),
+    (Unsupported, Status.UNSUPPORTED),
+    (WorkerTimeout, Status.TIMEOUT),
+    (WorkerOutOfMemory, Status.OOM),
+)
+# A swept batch is measured to find where throughput saturates, not to rank: fewer runs do.
+_SWEEP_BUDGET = {"min_runs": 8, "min_s": 0.4, "max_s": 8.0}
+_SATURATED_GAIN = 1.03
+"""Two doublings in a row that gain less than this over the best so far end a sweep."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What all trials of a race share."""
+
+    run: RunDirectory
+    model: Model
+    request: Request
+    judging: Judging
+
+    @property
+    def memory_limit_mb(self) -> float:
+        return self.request.worker_memory_mb or memory.available_mb() * 0.9
+
+    def target(self, batch: int) -> Target:
+        profile = Profile.fixed(self.model.sizes(batch))
+        return Target(self.request.device, profile, self.request.threads)
+
+    def start(self, candidate: Candidate, purpose: str = "") -> Worker:
+        """A worker in the interpreter of the candidate's backend."""
+        name = slug(candidate.id) + (f".{purpose}" if purpose else "")
+        return Worker(
+            interpreter_for(candidate.backend),
+            log=self.run.file("logs", f"{name}.log"),
+            memory_limit_mb=self.memory_limit_mb,
+        )
+
+    def open(
+        self, worker: Worker, candidate: Candidate, batch: int, artifact: Path | None = None
+    ) -> dict[str, Any]:
+        """Compile the candidate in its worker, or load what it saved."""
+        return worker.call(
+            "open",
+            timeout_s=self.request.timeout_s,
+            backend=registry.resolve(candidate.backend),
+            model=str(self.model.directory),
+            candidate=wire.encode_candidate(candidate),
+            target=wire.encode_target(self.target(batch)),
+            artifact=str(artifact) if artifact else None,
+        )
+
+    def artifact(self, candidate: Candidate) -> Path:
+        return self.run.file("artifacts", slug(candidate.id))
+
+
+def status_of(error: PeregrineError) -> Status:
+    """The status of a row that ended in this error."""
+    return next((s for kind, s in _STATUS_OF if isinstance(error, kind)), Status.FAILED)
+
+
+def empty_result(candidate: Candidate, status: Status, **fields: Any) -> CandidateResult:
+    """A row with nothing measured."""
+    return CandidateResult(
+        id=candidate.id,
+        backend=candidate.backend,
+        variant=candidate.variant,
+        precision=candidate.precision,
+        options=dict(candidate.options),
+        status=status,
+        finished=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        **fields,
+    )
+
+
+def run_trial(
+    setting: Setting, candidate: Candidate, phase: Callable[[str, str], None]
+) -> CandidateResult:
+    """Run one candidate in a worker of its own. Whatever happens to it is a row.
+
+    Args:
+        setting: the race it runs in.
+        candidate: what to compile.
+        phase: told the phase that begins, and a detail.
+    """
+    trial = _Trial(setting, candidate, phase)
+    try:
+        trial.run()
+    except PeregrineError as error:
+        trial.end(error)
+    return trial.row
+
+
+class _Trial:
+    def __init__(
+        self, setting: Setting, candidate: Candidate, phase: Callable[[str, str], None]
+    ) -> None:
+        self.setting = setting
+        self.candidate = candidate
+        self.phase = phase
+        self.request = setting.request
+        self.batches = setting.request.batches if setting.model.batch else (1,)
+        self.measured: list[Measurement] = []
+        log = f"logs/{slug(candidate.id)}.log"
+        self.row = empty_result(candidate, Status.FAILED, log=log)
+
+    def update(self, **fields: Any) -> None:
+        self.row = dataclasses.replace(self.row, **fields)
+
+    def end(self, error: PeregrineError) -> None:
+        """The row of a candidate that stopped at an error."""
+        reason = error.what + (f"\n{error.why}" if error.why else "")
+        self.update(status=status_of(error), reason=reason, fix=error.fix)
+
+    def run(self) -> None:
+        first = self.batches[0]
+        with self.setting.start(self.candidate) as worker:
+            self.phase("compile", "")
+            opened = self.setting.open(worker, self.candidate, first)
+            self.update(
+                build_s=opened["seconds"], versions=opened["versions"], python=opened["python"]
+            )
+            lead = self.setting.judging.for_batch(first)[0]
+            answer = self.call(worker, "first_run", lead, first)
+            self.update(first_run_ms=answer["ms"])
+            if not self.judge(worker):
+                return
+            self.prove_placement(worker, lead)
+            self.measure(worker, lead, first, Boundary.DEVICE)
+            self.measure(worker, lead, first, Boundary.HOST)
+            host = self.measured[-1]
+            self.update(
+                status=Status.OK,
+                memory=Memory(
+                    host_peak_mb=host.peak_mb or 0.0,
+                    host_build_peak_mb=opened["host_build_peak_mb"],
+                    host_baseline_mb=opened["host_baseline_mb"],
+                ),
+            )
+            self.phase("save", "")
+            artifact = self.setting.artifact(self.candidate)
+            saved = worker.call(
+                "save", timeout_s=self.request.timeout_s, directory=str(artifact)
+            )
+            self.update(artifact_mb=saved["artifact_mb"])
+            self.more_batches(worker, lead)
+        if self.request.find_max_batch and self.setting.model.batch:
+            self.search_max_batch(lead)
+
+    def call(
+        self, worker: Worker, command: str, feeds: FeedSet, batch: int, **arguments: Any
+    ) -> dict[str, Any]:
+        """A command on one feed set."""
+        return worker.call(
+            command,
+            timeout_s=self.request.timeout_s,
+            feeds=str(feeds.feeds(self.setting.run)),
+            batch=batch,
+            **arguments,
+        )
+
+    def outputs(self, worker: Worker, feeds: FeedSet, batch: int) -> dict[str, Array]:
+        out = self.setting.run.file("outputs", slug(self.candidate.id))
+        self.call(worker, "outputs", feeds, batch, out=str(out))
+        arrays = wire.load_arrays(out)
+        shutil.rmtree(out)
+        return arrays
+
+    def judge(self, worker: Worker) -> bool:
+        """Outputs against the reference on every feed set of every measured batch, and images."""
+        run, judging, model = self.setting.run, self.setting.judging, self.setting.model
+        expected: list[dict[str, Array]] = []
+        got: list[dict[str, Array]] = []
+        first = self.batches[0]
+        for number, feed_set in enumerate(judging.sets):
+            if feed_set.batch != first and feed_set.batch in self.batches:
+                continue  # judged when that batch is measured: one session at a time
+            self.phase("validate", f"{number + 1} of {len(judging.sets)}")
+            expected.append(feed_set.outputs(run))
+            got.append(self.outputs(worker, feed_set, feed_set.batch))
+        labelled = None
+        if judging.images:
+            self.phase("images", f"{len(judging.images)}")
+            out = run.file("outputs", slug(self.candidate.id))
+            worker.call(
+                "stream",
+                timeout_s=self.request.timeout_s,
+                feeds=str(run.file("feeds", IMAGES)),
+                batch=image_chunk(model, first),
+                out=str(out),
+            )
+            got.append(wire.load_arrays(out))
+            shutil.rmtree(out)
+            expected.append(judging.image_outputs(run))
+            if judging.labels:
+                score = model.outputs[0].name
+                labelled = judge_labels(
+                    judging.images, judging.labels, expected[-1][score], got[-1][score]
+                )
+        validation = self.compare(expected, got, labelled=labelled)
+        self.update(validation=validation)
+        if not validation.passed:
+            self.update(status=Status.INVALID, reason=validation.reason)
+        return validation.passed
+
+    def compare(
+        self, expected: list[dict[str, Array]], got: list[dict[str, Array]], **extra: Any
+    ) -> Validation:
+        return compare(
+            expected,
+            got,
+            outputs=self.setting.model.outputs,
+            precision=self.candidate.precision,
+            classifier=self.setting.model.classifier,
+            thresholds=self.request.thresholds or None,
+            **extra,
+        )
+
+    def prove_placement(self, worker: Worker, feeds: FeedSet) -> None:
+        self.phase("placement", "")
+        answer = self.call(worker, "placement", feeds, self.batches[0])
+        placement = msgspec.convert(answer["placement"], Placement)
+        self.update(placement=placement)
+        if placement.fell_back and not self.request.allow_fallback:
+            self.update(
+                disqualified=f"fell back: {placement.detail}",
+                fix="Let it compete with --allow-fallback.",
+            )
+
+    def measure(
+        self,
+        worker: Worker,
+        feeds: FeedSet,
+        batch: int,
+        boundary: Boundary,
+        budget: dict[str, float] | None = None,
+    ) -> Measurement:
+        """Measure in the worker; the race sleeps meanwhile."""
+        self.phase("measure", f"batch {batch}, {boundary} boundary")
+        request = self.request
+        full = {
+            "min_runs": request.min_runs,
+            "min_s": request.measure_s,
+            "max_s": request.measure_max_s,
+        }
+        answer = self.call(
+            worker, "measure", feeds, batch, boundary=str(boundary), budget=budget or full,
+            quiet=True,
+        )
+        measurement = msgspec.convert(answer["measurement"], Measurement)
+        self.measured.append(measurement)
+        self.update(measurements=tuple(self.measured))
+        return measurement
+
+    def more_batches(self, worker: Worker, lead: FeedSet) -> None:
+        """The other batches asked for, then the sweep. The row is already good: what ends
+        these early is written down and no failure."""
+        try:
+            for batch in self.batches[1:]:
+                if not self.judge_batch(worker, batch):
+                    return
+                feeds = self.setting.judging.for_batch(batch)[0]
+                self.measure(worker, feeds, batch, Boundary.DEVICE)
+                self.measure(worker, feeds, batch, Boundary.HOST)
+            if self.request.sweep and self.setting.model.batch:
+                self.sweep(worker, lead)
+        except WorkerOutOfMemory as error:
+            self.update(sweep_stopped=f"memory, after batch {self.largest}: {error.what}")
+        except WorkerTimeout:
+            self.update(sweep_stopped=f"time, after batch {self.largest}")
+        except PeregrineError as error:
+            self.update(sweep_stopped=f"{error.what.splitlines()[0]} (after {self.largest})")
+
+    @property
+    def largest(self) -> int:
+        return max(m.batch for m in self.measured)
+
+    def judge_batch(self, worker: Worker, batch: int) -> bool:
+        """Judge one more batch before it is measured; a wrong one makes the row invalid."""
+        self.phase("validate", f"batch {batch}")
+        judging = self.setting.judging
+        own = judging.for_batch(batch)
+        if own:
+            expected = [s.outputs(self.setting.run) for s in own]
+            got = [self.outputs(worker, s, batch) for s in own]
+        else:
+            lead = judging.sets[0]
+            specs, symbol = self.setting.model.outputs, self.setting.model.batch
+            expected = [tile(specs, symbol, lead.outputs(self.setting.run), batch)]
+            got = [self.outputs(worker, lead, batch)]
+        validation = self.compare(expected, got)
+        if not validation.passed:
+            self.update(
+                status=Status.INVALID,
+                validation=validation,
+                reason=f"At batch {batch}: {validation.reason}",
+            )
+        return validation.passed
+
+    def sweep(self, worker: Worker, lead: FeedSet) -> None:
+        """Throughput over growing batches, at the host boundary."""
+        if not self.setting.judging.rows_independent:
+            self.update(sweep_stopped="not swept: a row's output depends on its batch")
+            return
+        spent, flat = 0.0, 0
+        best = max(m.throughput_per_s for m in self.measured if m.boundary is Boundary.HOST)
+        stopped = f"the last batch asked for, {self.request.sweep[-1]}"
+        for batch in self.request.sweep:
+            if any(m.batch == batch for m in self.measured):
+                continue
+            rebuild = 0.0 if self.dynamic(worker, batch) else self.row.build_s or 0.0
+            if spent + rebuild > self.request.sweep_s:
+                stopped = f"time: the next batch needs another build of about {rebuild:.0f} s"
+                if not rebuild:
+                    stopped = f"time: {spent:.0f} s spent"
+                break
+            began = time.monotonic()
+            if not self.judge_batch(worker, batch):
+                return
+            found = self.measure(worker, lead, batch, Boundary.HOST, dict(_SWEEP_BUDGET))
+            spent += time.monotonic() - began
+            flat = flat + 1 if found.throughput_per_s < best * _SATURATED_GAIN else 0
+            best = max(best, found.throughput_per_s)
+            if flat == 2:
+                stopped = f"saturation at {best:.4g} items/s"
+                break
+        self.update(sweep_stopped=stopped)
+
+    def dynamic(self, worker: Worker, batch: int) -> bool:
+        """Whether the session there is serves this batch without another build."""
+        answer = worker.call("covers", timeout_s=self.request.timeout_s, batch=batch)
+        return bool(answer["covers"])
+
+    def search_max_batch(self, lead: FeedSet) -> None:
+        """The largest batch that runs within the memory limit, each try in a disposable worker:
+        double from the largest measured one, then bisect."""
+        cap = self.request.max_batch_cap
+        good, bad = min(self.largest, cap), None
+        limited_by = "cap"
+        deadline = time.monotonic() + self.request.timeout_s
+        while good < cap and (bad is None or bad - good > 1):
+            batch = min(cap, good * 2) if bad is None else (good + bad) // 2
+            self.phase("largest batch", f"trying {batch}")
+            if time.monotonic() > deadline:
+                limited_by = "time"
+                break
+            try:
+                with self.setting.start(self.candidate, "max-batch") as worker:
+                    self.setting.open(worker, self.candidate, batch)
+                    self.call(worker, "first_run", lead, batch)
+                good = batch
+            except WorkerOutOfMemory:
+                bad, limited_by = batch, "memory"
+            except PeregrineError as error:
+                bad, limited_by = batch, error.what.splitlines()[0]
+        self.update(max_batch=good, max_batch_limited_by=limited_by)
