@@ -13,7 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import ClassVar
 
-from peregrine.errors import FeedError, OptionError
+from peregrine.errors import OptionError
+from peregrine.model.feeds import check_feeds as check_feeds
 from peregrine.model.model import Model
 from peregrine.types import (
     Array,
@@ -121,55 +122,6 @@ class Backend(abc.ABC):
     def load(self, directory: Path, model: Model, candidate: Candidate, target: Target) -> Session:
         """Bring back a session that `save` wrote; by default, compile it again."""
         return self.compile(model, candidate, target)
-
-
-def check_feeds(inputs: Iterable[TensorSpec], feeds: Feeds) -> dict[str, int]:
-    """Check names, dtypes and shapes of `feeds`; returns the size of each symbol.
-
-    Raises:
-        FeedError: naming the first input that is missing, unknown, or of another dtype,
-            rank or size, and what was expected.
-    """
-    specs = {spec.name: spec for spec in inputs}
-    expected = ", ".join(map(str, specs.values()))
-    for name in feeds:
-        if name not in specs:
-            raise FeedError(f"The model has no input {name!r}.", fix=f"Feed exactly: {expected}.")
-    dims: dict[str, int] = {}
-    for spec in specs.values():
-        if spec.name not in feeds:
-            raise FeedError(f"Input {spec.name!r} is missing.", fix=f"Feed exactly: {expected}.")
-        _check_feed(spec, feeds[spec.name], dims)
-    return dims
-
-
-def _check_feed(spec: TensorSpec, value: Array, dims: dict[str, int]) -> None:
-    if not hasattr(value, "dtype"):
-        raise FeedError(
-            f"Input {spec.name!r} is a {type(value).__name__}, not an array.",
-            fix=f"Pass numpy.asarray(value, dtype={spec.dtype!r}).",
-        )
-    if value.dtype.name != spec.dtype:
-        raise FeedError(
-            f"Input {spec.name!r} has dtype {value.dtype.name}; the model takes {spec.dtype}.",
-            fix=f"Convert it: feeds[{spec.name!r}].astype({spec.dtype!r}).",
-        )
-    wrong_rank = value.ndim != len(spec.shape)
-    if wrong_rank or any(
-        size != (dim if isinstance(dim, int) else dims.setdefault(dim, size))
-        for size, dim in zip(value.shape, spec.shape, strict=True)
-    ):
-        known = {k: v for k, v in dims.items() if k in spec.symbols}
-        raise FeedError(
-            f"Input {spec.name!r} has shape {tuple(value.shape)}; the model takes {spec}.",
-            why="the rank differs" if wrong_rank else f"sizes so far: {known}" if known else "",
-            fix="Reshape the input, or export the model with that dimension symbolic.",
-        )
-    if any(size == 0 for size in value.shape):
-        raise FeedError(
-            f"Input {spec.name!r} has shape {tuple(value.shape)}: a dimension of size zero.",
-            fix="Feed at least one element; the smallest batch is 1.",
-        )
 
 
 def options_of(candidate: Candidate, defaults: Mapping[str, object]) -> dict[str, object]:
