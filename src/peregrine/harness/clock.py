@@ -6,7 +6,7 @@ every sample is kept. Very short inferences are not averaged in inner loops, whi
 their tail: reading the clock costs well under 0.1 us (`timer_cost_ms`), under 1% of anything
 above 10 us, and `noise_warnings` says so where it is more.
 
-How long it takes. `Limits.min_runs` (the paper's 50) and `min_s` are both met, unless `max_s`
+How long it takes. `Budget.min_runs` (the paper's 50) and `min_s` are both met, unless `max_s`
 or `max_runs` comes first: a model of 10 s a run gets 6 samples in 60 s, and the record, which
 keeps all of them, shows that it were 6.
 """
@@ -15,11 +15,13 @@ from __future__ import annotations
 
 import gc
 import statistics as stdlib_statistics
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from peregrine.backends.base import Session
 from peregrine.harness.statistics import PAPER_RUNS, bootstrap_ci_of_median, latency_ms
@@ -37,7 +39,7 @@ _SLOW_WINDOW_NS = 500_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class Budget:
     """How long to warm up and to sample. Times are seconds."""
 
     min_runs: int = PAPER_RUNS
@@ -83,13 +85,14 @@ def warm_up(
     runs = 0
     start = before = clock()
     window: list[int] = []
+    spent = 0
     previous: float | None = None
     while True:
         once()
         now = clock()
         runs += 1
         window.append(now - before)
-        spent = sum(window)
+        spent += now - before
         if (len(window) >= _WINDOW_RUNS and spent >= _WINDOW_NS) or (
             len(window) >= _SLOW_WINDOW_RUNS and spent >= _SLOW_WINDOW_NS
         ):
@@ -97,7 +100,7 @@ def warm_up(
             settled = previous is not None and abs(median - previous) <= _STABLE_WITHIN * previous
             if settled and runs >= min_runs:
                 return WarmUp(runs, True, median / 1e6)
-            previous, window = median, []
+            previous, window, spent = median, [], 0
         if now - start >= max_s * 1e9:
             last = stdlib_statistics.median(window) if window else previous or 0.0
             return WarmUp(runs, False, last / 1e6)
@@ -133,50 +136,108 @@ def sample(
     return [ns / 1e6 for ns in taken]
 
 
-def measure_host(
+def measure(
     session: Session,
     feeds: Feeds,
-    *,
     batch: int,
-    limits: Limits | None = None,
+    boundary: Boundary,
+    budget: Budget | None = None,
+    *,
     clock: Clock = time.perf_counter_ns,
 ) -> Measurement:
-    """Warm up and time `session.run(feeds)`, from numpy arrays to numpy arrays.
+    """Warm a session up and time it, single stream; `feeds` hold `batch` items.
 
-    `batch` is the number of items in `feeds`. A session with `parallelism` above 1 gets its
-    throughput from `measure_throughput`, its latency from one inference at a time.
+    Host boundary: `session.run(feeds)`, from numpy arrays to numpy arrays. Device boundary:
+    `enqueue` + `synchronize` on inputs bound once. Where `session.parallelism` is above 1,
+    `throughput_per_s` is that of as many inferences in flight (see `measure_throughput`), and
+    the latency still that of one inference at a time. `peak_mb` is left to who can see it.
     """
-    once = partial(session.run, feeds)
-    return _measure(session, feeds, once, Boundary.HOST, batch, limits or Limits(), clock)
+    budget = budget or Budget()
+    once = _single_inference(session, feeds, boundary)
+    warm = warm_up(once, max_s=budget.warmup_s, clock=clock)
+    samples = sample(
+        once,
+        min_runs=budget.min_runs,
+        min_s=budget.min_s,
+        max_s=budget.max_s,
+        max_runs=budget.max_runs,
+        clock=clock,
+    )
+    parallelism = max(1, session.parallelism)
+    per_s = _single_stream_per_s(samples, batch)
+    if parallelism > 1:
+        per_s = measure_throughput(
+            session, feeds, parallelism, batch, boundary, budget, clock=clock
+        ).per_s
+    return Measurement(
+        batch=batch,
+        boundary=boundary,
+        latency_ms=latency_ms(samples),
+        ci95_ms=bootstrap_ci_of_median(samples),
+        throughput_per_s=per_s,
+        samples_ms=tuple(samples),
+        warmup=warm.runs,
+        stable=warm.stable,
+        parallelism=parallelism,
+    )
+
+
+def measure_host(
+    session: Session, feeds: Feeds, batch: int, budget: Budget | None = None
+) -> Measurement:
+    """`measure` at the host boundary."""
+    return measure(session, feeds, batch, Boundary.HOST, budget)
 
 
 def measure_device(
+    session: Session, feeds: Feeds, batch: int, budget: Budget | None = None
+) -> Measurement:
+    """`measure` at the device boundary."""
+    return measure(session, feeds, batch, Boundary.DEVICE, budget)
+
+
+def turn(
     session: Session,
     feeds: Feeds,
-    *,
     batch: int,
-    limits: Limits | None = None,
+    boundary: Boundary,
+    *,
+    runs: int,
+    seconds: float,
+    offline: bool = False,
     clock: Clock = time.perf_counter_ns,
-) -> Measurement:
-    """Warm up and time `enqueue` + `synchronize` on inputs bound once; see `measure_host`."""
-    session.bind(feeds)
-    enqueue, synchronize = session.enqueue, session.synchronize
+) -> dict[str, Any]:
+    """One turn of an interleaved final: `samples_ms` and `throughput_per_s`, as in `FinalRound`.
 
-    def once() -> None:
-        enqueue()
-        synchronize()
-
-    return _measure(session, feeds, once, Boundary.DEVICE, batch, limits or Limits(), clock)
+    Another candidate ran just before, so caches are cold: a tenth of `seconds` (at least two
+    runs) is spent warm before the first sample. Then at least one and at most `runs` samples,
+    within `seconds`. With `offline`, as many seconds again go to the throughput of
+    `session.parallelism` inferences in flight, where that is above 1.
+    """
+    once = _single_inference(session, feeds, boundary)
+    warm_until = clock() + int(seconds * 1e8)
+    once()
+    once()
+    while clock() < warm_until:
+        once()
+    samples = sample(once, min_runs=runs, min_s=0, max_s=seconds, max_runs=runs, clock=clock)
+    per_s = _single_stream_per_s(samples, batch)
+    if offline and session.parallelism > 1:
+        budget = Budget(min_runs=runs, min_s=seconds, max_s=seconds, max_runs=sys.maxsize)
+        per_s = measure_throughput(
+            session, feeds, session.parallelism, batch, boundary, budget, clock=clock
+        ).per_s
+    return {"samples_ms": samples, "throughput_per_s": per_s}
 
 
 def measure_throughput(
     session: Session,
     feeds: Feeds,
     parallelism: int,
-    *,
     batch: int,
     boundary: Boundary = Boundary.HOST,
-    limits: Limits | None = None,
+    budget: Budget | None = None,
+    *,
     clock: Clock = time.perf_counter_ns,
 ) -> Throughput:
     """Items a second with `parallelism` inferences in flight, in waves, after one untimed wave.
@@ -186,7 +247,7 @@ def measure_throughput(
     the computation, so the figure is a floor. Ends when `min_runs` inferences and `min_s` are
     met, or at `max_s`.
     """
-    limits = limits or Limits()
+    budget = budget or Budget()
     host = boundary is Boundary.HOST
 
     def wave() -> None:
@@ -211,9 +272,9 @@ def measure_throughput(
             waves += 1
             spent = clock() - start
             done = waves * parallelism
-            if spent >= limits.max_s * 1e9:
+            if spent >= budget.max_s * 1e9:
                 break
-            if done >= limits.max_runs or (spent >= limits.min_s * 1e9 and done >= limits.min_runs):
+            if done >= budget.max_runs or (spent >= budget.min_s * 1e9 and done >= budget.min_runs):
                 break
     seconds = max(spent, 1) / 1e9
     return Throughput(done * batch / seconds, done, seconds)
@@ -230,48 +291,22 @@ def timer_cost_ms(clock: Clock = time.perf_counter_ns) -> float:
     return max(stdlib_statistics.median(empty) / 1e6, resolution)
 
 
-def _measure(
-    session: Session,
-    feeds: Feeds,
-    once: Callable[[], object],
-    boundary: Boundary,
-    batch: int,
-    limits: Limits,
-    clock: Clock,
-) -> Measurement:
-    warm = warm_up(once, max_s=limits.warmup_s, clock=clock)
-    samples = sample(
-        once,
-        min_runs=limits.min_runs,
-        min_s=limits.min_s,
-        max_s=limits.max_s,
-        max_runs=limits.max_runs,
-        clock=clock,
-    )
-    parallelism = max(1, session.parallelism)
-    if parallelism > 1:
-        per_s = measure_throughput(
-            session,
-            feeds,
-            parallelism,
-            batch=batch,
-            boundary=boundary,
-            limits=limits,
-            clock=clock,
-        ).per_s
-    else:
-        per_s = len(samples) * batch / max(sum(samples) / 1e3, 1e-9)
-    return Measurement(
-        batch=batch,
-        boundary=boundary,
-        latency_ms=latency_ms(samples),
-        ci95_ms=bootstrap_ci_of_median(samples),
-        throughput_per_s=per_s,
-        samples_ms=tuple(samples),
-        warmup=warm.runs,
-        stable=warm.stable,
-        parallelism=parallelism,
-    )
+def _single_inference(session: Session, feeds: Feeds, boundary: Boundary) -> Callable[[], object]:
+    """What is timed at a boundary; binds the inputs where they stay on the device."""
+    if boundary is Boundary.HOST:
+        return partial(session.run, feeds)
+    session.bind(feeds)
+    enqueue, synchronize = session.enqueue, session.synchronize
+
+    def once() -> None:
+        enqueue()
+        synchronize()
+
+    return once
+
+
+def _single_stream_per_s(samples: Sequence[float], batch: int) -> float:
+    return len(samples) * batch / max(sum(samples) / 1e3, 1e-9)
 
 
 @contextmanager
