@@ -1,0 +1,247 @@
+"""What machine this is: processor, memory, GPUs. Read from the system, never through torch."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+from peregrine.results import MachineRecord
+from peregrine.types import physical_cores
+
+_MIB = 2**20
+_PROBE_TIMEOUT_S = 20.0
+
+VECTOR_FLAGS = frozenset(
+    {
+        *("sse4_2", "avx", "avx2", "avx_vnni", "f16c", "fma"),
+        *("avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16", "avx512_fp16"),
+        *("amx_tile", "amx_int8", "amx_bf16", "amx_fp16"),
+        *("asimd", "asimdhp", "asimddp", "fphp", "i8mm", "bf16"),
+        *("sve", "sve2", "svei8mm", "svebf16", "sme"),
+    }
+)
+"""Extensions that decide which kernels a runtime picks, in Linux's spelling."""
+
+_MACOS_SPELLING = {
+    "avx1.0": "avx",
+    "avx2": "avx2",
+    "avx512f": "avx512f",
+    "avx512bw": "avx512bw",
+    "avx512vl": "avx512vl",
+    "avx512vnni": "avx512_vnni",
+    "fma": "fma",
+    "f16c": "f16c",
+    "sse4.2": "sse4_2",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One NVIDIA GPU. Text as the driver gives it, e.g. capability "9.0", cuda "13.0"."""
+
+    name: str
+    uuid: str
+    capability: str
+    memory_mb: float
+    driver: str
+    cuda: str
+    """The newest CUDA that the driver can run."""
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name} (capability {self.capability}, {self.memory_mb:.0f} MiB, "
+            f"driver {self.driver}, CUDA {self.cuda})"
+        )
+
+
+def machine() -> MachineRecord:
+    """This machine, as a report records it."""
+    return MachineRecord(
+        cpu=cpu_name(),
+        physical_cores=physical_cores(),
+        logical_cores=_logical_cores(),
+        memory_mb=memory_mb(),
+        os=f"{platform.system()} {platform.release()} {platform.machine()}",
+        python=f"{platform.python_implementation()} {platform.python_version()}",
+        gpus=tuple(map(str, gpus())),
+        load_average=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        cpu_flags=cpu_flags(),
+    )
+
+
+@functools.cache
+def cpu_name() -> str:
+    """The processor's marketing name, or the architecture where the system tells no more."""
+    if sys.platform == "darwin":
+        return _output(["sysctl", "-n", "machdep.cpu.brand_string"]).strip() or platform.machine()
+    info = _cpuinfo()
+    # ARM kernels give numbers in place of a name; lscpu knows their meaning.
+    name = info.get("model name") or info.get("Model") or _lscpu_name()
+    return name or platform.processor() or platform.machine()
+
+
+@functools.cache
+def cpu_flags() -> tuple[str, ...]:
+    """Those of `VECTOR_FLAGS` that the processor has, sorted."""
+    if sys.platform == "darwin":
+        listed = _output(["sysctl", "-n", "machdep.cpu.features", "machdep.cpu.leaf7_features"])
+        found = {_MACOS_SPELLING.get(word, word) for word in listed.lower().split()}
+        if platform.machine() == "arm64":
+            found |= {"asimd", "asimdhp", "fphp", "asimddp"}  # every Apple silicon has these
+    else:
+        info = _cpuinfo()
+        found = set((info.get("flags") or info.get("Features") or "").split())
+    return tuple(sorted(found & VECTOR_FLAGS))
+
+
+def memory_mb() -> float:
+    """Memory that this process may use, MiB: the machine's, or its control group's limit."""
+    import psutil
+
+    limits = [float(psutil.virtual_memory().total), *_cgroup_limits(Path("/"))]
+    return min(limits) / _MIB
+
+
+@functools.cache
+def gpus() -> tuple[Gpu, ...]:
+    """The NVIDIA GPUs of this machine in the driver's order; empty when there is no driver."""
+    try:
+        nvml = importlib.import_module("pynvml")
+    except ImportError:
+        return tuple(_gpus_from_smi())
+    return tuple(_gpus_from_nvml(nvml))
+
+
+def visible_gpu(index: int) -> Gpu | None:
+    """The GPU that CUDA calls `index`, under CUDA_VISIBLE_DEVICES; None if there is none."""
+    found = gpus()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        chosen = []
+        for word in filter(None, map(str.strip, visible.split(","))):
+            if word.isdigit() and int(word) < len(found):
+                chosen.append(found[int(word)])
+            elif match := [gpu for gpu in found if gpu.uuid.startswith(word)]:
+                chosen.append(match[0])
+            else:
+                break  # CUDA ignores everything after the first entry it does not know
+        found = tuple(chosen)
+    return found[index] if index < len(found) else None
+
+
+def _logical_cores() -> int:
+    with contextlib.suppress(AttributeError):  # macOS has no affinity
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _cpuinfo() -> dict[str, str]:
+    """The first value of each key in /proc/cpuinfo."""
+    info: dict[str, str] = {}
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            key, _, value = line.partition(":")
+            info.setdefault(key.strip(), value.strip())
+    return info
+
+
+def _lscpu_name() -> str:
+    match = re.search(r"^Model name:\s*(.+)$", _output(["lscpu"]), re.MULTILINE)
+    return match[1].strip() if match else ""
+
+
+def _cgroup_limits(root: Path) -> Iterator[float]:
+    """Memory limits in bytes of this process's control group and those above it.
+
+    `root` is where the file system begins. Version 2 has one hierarchy at /sys/fs/cgroup and
+    says "max" for none; version 1 has one per controller and says a number past any memory.
+    """
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, group = line.split(":", 2)
+        if controllers == "":
+            base, file = root / "sys/fs/cgroup", "memory.max"
+        elif "memory" in controllers.split(","):
+            base, file = root / "sys/fs/cgroup/memory", "memory.limit_in_bytes"
+        else:
+            continue
+        own = base / group.lstrip("/")
+        for directory in (own, *own.parents):
+            with contextlib.suppress(OSError, ValueError):  # no such file here, or "max"
+                yield float((directory / file).read_text())
+            if directory == base:
+                break
+
+
+def _gpus_from_nvml(nvml: ModuleType) -> Iterable[Gpu]:
+    try:
+        nvml.nvmlInit()
+    except nvml.NVMLError:
+        return []  # the library is there, a driver is not
+    try:
+        driver = nvml.nvmlSystemGetDriverVersion()
+        cuda = nvml.nvmlSystemGetCudaDriverVersion_v2()
+        found = []
+        for index in range(nvml.nvmlDeviceGetCount()):
+            handle = nvml.nvmlDeviceGetHandleByIndex(index)
+            major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
+            found.append(
+                Gpu(
+                    name=nvml.nvmlDeviceGetName(handle),
+                    uuid=nvml.nvmlDeviceGetUUID(handle),
+                    capability=f"{major}.{minor}",
+                    memory_mb=nvml.nvmlDeviceGetMemoryInfo(handle).total / _MIB,
+                    driver=driver,
+                    cuda=f"{cuda // 1000}.{cuda % 1000 // 10}",
+                )
+            )
+        return found
+    finally:
+        nvml.nvmlShutdown()
+
+
+def _gpus_from_smi() -> Iterator[Gpu]:
+    fields = "name,uuid,compute_cap,memory.total,driver_version"
+    rows = _output(["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"])
+    header = _output(["nvidia-smi"]) if rows else ""
+    cuda = re.search(r"CUDA Version:\s*([\d.]+)", header)
+    for row in rows.splitlines():
+        values = [value.strip() for value in row.split(",")]
+        if len(values) != 5:  # not a GPU's row: what nvidia-smi prints when the driver is gone
+            continue
+        name, uuid, capability, memory, driver = values
+        yield Gpu(
+            name=name,
+            uuid=uuid,
+            capability=capability,
+            memory_mb=float(memory) if memory.replace(".", "", 1).isdigit() else 0.0,
+            driver=driver,
+            cuda=cuda[1] if cuda else "",
+        )
+
+
+def _output(command: list[str]) -> str:
+    """What a system tool prints; empty when it is missing, fails or hangs."""
+    if shutil.which(command[0]) is None:
+        return ""
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_PROBE_TIMEOUT_S, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout
