@@ -40,7 +40,7 @@ _STATUS_OF = (
     (WorkerOutOfMemory, Status.OOM),
 )
 # A swept batch is measured to find where throughput saturates, not to rank: fewer runs do.
-_SWEEP_BUDGET = {"min_runs": 8, "min_s": 0.4, "max_s": 8.0}
+_SWEEP_LIMITS = {"min_runs": 8, "min_s": 0.4, "max_s": 8.0}
 _SATURATED_GAIN = 1.03
 """Two doublings in a row that gain less than this over the best so far end a sweep."""
 
@@ -268,7 +268,7 @@ class _Trial:
         feeds: FeedSet,
         batch: int,
         boundary: Boundary,
-        budget: dict[str, float] | None = None,
+        limits: dict[str, float] | None = None,
     ) -> Measurement:
         """Measure in the worker; the race sleeps meanwhile."""
         self.phase("measure", f"batch {batch}, {boundary} boundary")
@@ -279,7 +279,7 @@ class _Trial:
             "max_s": request.measure_max_s,
         }
         answer = self.call(
-            worker, "measure", feeds, batch, boundary=str(boundary), budget=budget or full,
+            worker, "measure", feeds, batch, boundary=str(boundary), limits=limits or full,
             quiet=True,
         )
         measurement = msgspec.convert(answer["measurement"], Measurement)
@@ -352,7 +352,7 @@ class _Trial:
             began = time.monotonic()
             if not self.judge_batch(worker, batch):
                 return
-            found = self.measure(worker, lead, batch, Boundary.HOST, dict(_SWEEP_BUDGET))
+            found = self.measure(worker, lead, batch, Boundary.HOST, dict(_SWEEP_LIMITS))
             spent += time.monotonic() - began
             flat = flat + 1 if found.throughput_per_s < best * _SATURATED_GAIN else 0
             best = max(best, found.throughput_per_s)

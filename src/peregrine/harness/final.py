@@ -1,0 +1,214 @@
+"""The final: every valid candidate again, in interleaved rounds, from what it saved.
+
+A row measured minutes before another proves nothing on a machine with neighbours. So each
+valid candidate comes back in a fresh process from its own artefact (which times the load, and
+proves that the artefact works), and they take turns: one turn each a round, in shuffled order.
+A candidate that is plainly slower in every one of its first rounds leaves early.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from peregrine.errors import PeregrineError
+from peregrine.harness import memory, wire
+from peregrine.harness.process import Worker
+from peregrine.harness.reference import FeedSet
+from peregrine.harness.rundir import slug
+from peregrine.harness.trial import Setting
+from peregrine.results import Boundary, CandidateResult, FinalRound
+from peregrine.types import Candidate
+from peregrine.validate import compare
+
+_FIRST_ROUNDS = 4
+_PLAINLY_SLOWER = 1.15
+"""A candidate leaves when even its best of the first rounds was this much behind the leader."""
+_TURN_RUNS = 5
+_TURN_S = 0.25
+_TURN_MAX_S = 4.0
+_MEMORY_SHARE = 0.8
+
+
+@dataclass(frozen=True, slots=True)
+class Reload:
+    """How a valid candidate came back from what it saved."""
+
+    id: str
+    load_s: float | None
+    first_run_ms: float | None
+    error: str = ""
+
+
+@dataclass(slots=True)
+class _Contestant:
+    row: CandidateResult
+    batch: int
+    worker: Worker
+    times: list[float]
+    """Seconds per item, a round each."""
+
+
+def run_final(
+    setting: Setting,
+    rows: Sequence[tuple[CandidateResult, int]],
+    *,
+    offline: bool,
+    record: Callable[[FinalRound | Reload], None],
+    progress: Callable[[int, int], None],
+    phase: Callable[[str, str, str], None],
+) -> None:
+    """Run the rounds.
+
+    Args:
+        setting: the race.
+        rows: the valid candidates, best first, each with the batch it competes at.
+        offline: compare throughput with several inferences in flight, not single-stream time.
+        record: told every finding at once.
+        progress: told the round done, and the number of rounds.
+        phase: told candidate, phase and detail.
+    """
+    with contextlib.ExitStack() as workers:
+        contestants: list[_Contestant] = []
+        room = memory.available_mb() * _MEMORY_SHARE
+        for row, batch in rows:
+            need = row.memory.host_peak_mb if row.memory else 0.0
+            if need > room and contestants:
+                record(Reload(row.id, None, None, "not enough memory to join the final"))
+                continue
+            phase(row.id, "load", "")
+            worker = workers.enter_context(setting.start(_candidate(row), "final"))
+            reload = _bring_back(setting, row, batch, worker)
+            record(reload)
+            if reload.error:
+                worker.kill()
+                continue
+            room -= need
+            contestants.append(_Contestant(row, batch, worker, []))
+        _play(setting, contestants, offline, record, progress, phase)
+
+
+def _candidate(row: CandidateResult) -> Candidate:
+    return Candidate(row.backend, row.variant, row.precision, row.options)
+
+
+def _lead(setting: Setting, batch: int) -> FeedSet:
+    own = setting.judging.for_batch(batch)
+    return own[0] if own else setting.judging.sets[0]
+
+
+def _bring_back(setting: Setting, row: CandidateResult, batch: int, worker: Worker) -> Reload:
+    """Load the artefact, run it once, and judge it again: what was saved must be what was
+    measured."""
+    candidate = _candidate(row)
+    first = setting.request.batches[0] if setting.model.batch else 1
+    lead = setting.judging.for_batch(first)[0]
+    try:
+        opened = setting.open(worker, candidate, first, setting.artifact(candidate))
+        call = _caller(setting, worker)
+        ran = call("first_run", lead, first)
+        out = setting.run.file("outputs", f"{slug(row.id)}.final")
+        call("outputs", lead, first, out=str(out))
+        validation = compare(
+            [lead.outputs(setting.run)],
+            [wire.load_arrays(out)],
+            outputs=setting.model.outputs,
+            precision=row.precision,
+            classifier=setting.model.classifier,
+            thresholds=setting.request.thresholds or None,
+        )
+        if not validation.passed:
+            return Reload(row.id, opened["seconds"], ran["ms"], validation.reason)
+    except PeregrineError as error:
+        return Reload(row.id, None, None, error.what)
+    return Reload(row.id, opened["seconds"], ran["ms"])
+
+
+def _caller(setting: Setting, worker: Worker) -> Callable[..., dict[str, Any]]:
+    def call(command: str, feeds: FeedSet, batch: int, **arguments: Any) -> dict[str, Any]:
+        return worker.call(
+            command,
+            timeout_s=setting.request.timeout_s,
+            feeds=str(feeds.feeds(setting.run)),
+            batch=batch,
+            **arguments,
+        )
+
+    return call
+
+
+def _play(
+    setting: Setting,
+    contestants: list[_Contestant],
+    offline: bool,
+    record: Callable[[FinalRound | Reload], None],
+    progress: Callable[[int, int], None],
+    phase: Callable[[str, str, str], None],
+) -> None:
+    rounds = setting.request.final_rounds
+    order = random.Random(setting.request.seed)  # noqa: S311  # a schedule, not a secret
+    limits = {"min_runs": _TURN_RUNS, "min_s": _TURN_S, "max_s": _TURN_MAX_S}
+    for number in range(1, rounds + 1):
+        if len(contestants) < 2:
+            break
+        order.shuffle(contestants)
+        for contestant in list(contestants):
+            phase(contestant.row.id, "final", f"round {number} of {rounds}")
+            try:
+                answer = _caller(setting, contestant.worker)(
+                    "turn",
+                    _lead(setting, contestant.batch),
+                    contestant.batch,
+                    limits=limits,
+                    offline=offline,
+                    quiet=True,
+                )
+            except PeregrineError as error:
+                record(Reload(contestant.row.id, None, None, f"left the final: {error.what}"))
+                contestants.remove(contestant)
+                continue
+            contestant.times.append(1 / answer["throughput_per_s"])
+            samples = tuple(answer["samples_ms"])
+            if not offline:
+                contestant.times[-1] = sorted(samples)[len(samples) // 2] / contestant.batch
+            record(
+                FinalRound(
+                    round=number,
+                    candidate=contestant.row.id,
+                    batch=contestant.batch,
+                    boundary=Boundary.HOST,
+                    samples_ms=samples,
+                    throughput_per_s=answer["throughput_per_s"],
+                )
+            )
+        progress(number, rounds)
+        if number == _FIRST_ROUNDS:
+            for leaver in _plainly_slower(contestants):
+                leaver.worker.kill()
+                contestants.remove(leaver)
+
+
+def _plainly_slower(contestants: Sequence[_Contestant]) -> list[_Contestant]:
+    """Those behind the leader in every round so far, by more than noise would explain."""
+    if not contestants:
+        return []
+    leader = min(contestants, key=lambda c: sorted(c.times)[len(c.times) // 2])
+    return [
+        c
+        for c in contestants
+        if min(a / b for a, b in zip(c.times, leader.times, strict=True)) > _PLAINLY_SLOWER
+    ]
+
+
+def with_reload(row: CandidateResult, reload: Reload) -> CandidateResult:
+    """A row with what the final found out about its artefact."""
+    if reload.error and not row.disqualified:
+        why = f"what it saved could not be used again: {reload.error}"
+        if reload.error.startswith("not enough memory"):
+            return row
+        return dataclasses.replace(row, disqualified=why)
+    return dataclasses.replace(row, load_s=reload.load_s)

@@ -1,0 +1,154 @@
+"""Which candidates to race: ask every backend, in its own interpreter, what it could do here."""
+
+from __future__ import annotations
+
+import fnmatch
+import tempfile
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peregrine.backends import registry
+from peregrine.environments import interpreter_for
+from peregrine.errors import OptionError, PeregrineError
+from peregrine.harness import wire
+from peregrine.harness.process import Worker
+from peregrine.harness.request import Request
+from peregrine.harness.trial import empty_result
+from peregrine.model.model import Model
+from peregrine.results import CandidateResult, Status
+from peregrine.types import Candidate, Profile, Target
+
+_PROBE_TIMEOUT_S = 120.0
+_PROBES_AT_ONCE = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A backend's own answer."""
+
+    backend: str
+    status: Status
+    reason: str
+    fix: str
+    candidates: tuple[Candidate, ...]
+    versions: dict[str, str]
+    python: str
+    log: str = ""
+
+
+def probe(backend: str, log: Path, model: Model | None, target: Target) -> Probe:
+    """Ask one backend, in a process of its own, so that a runtime that crashes on import is an
+    answer too. Without a model it is only asked whether it can run."""
+    try:
+        with Worker(interpreter_for(backend), log=log) as worker:
+            answer = worker.call(
+                "probe",
+                timeout_s=_PROBE_TIMEOUT_S,
+                backend=registry.resolve(backend),
+                model=str(model.directory) if model else None,
+                target=wire.encode_target(target),
+            )
+    except PeregrineError as error:
+        reason = error.what + (f"\n{error.why}" if error.why else "")
+        return Probe(backend, Status.FAILED, reason, error.fix, (), {}, "", str(log))
+    return Probe(
+        backend,
+        Status(answer["status"]),
+        answer["reason"],
+        answer["fix"],
+        tuple(wire.decode_candidate(c) for c in answer["candidates"]),
+        answer["versions"],
+        answer["python"],
+        str(log),
+    )
+
+
+def probe_all(
+    backends: Sequence[str], logs: Path | None, model: Model | None, target: Target
+) -> list[Probe]:
+    """Probe several backends at once. `logs` None throws away what they print."""
+    with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(_PROBES_AT_ONCE) as pool:
+        where = logs or Path(scratch)
+        # A worker dies with the thread that started it; these threads outlive theirs.
+        jobs = [pool.submit(probe, b, where / f"probe-{b}.log", model, target) for b in backends]
+        return [job.result() for job in jobs]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The candidates to race, and the rows of backends that cannot take part."""
+
+    candidates: tuple[Candidate, ...]
+    absent: tuple[CandidateResult, ...]
+
+    def as_record(self) -> dict[str, Any]:
+        return {
+            "candidates": [wire.encode_candidate(c) for c in self.candidates],
+            "absent": self.absent,
+        }
+
+
+def make_plan(model: Model, request: Request, logs: Path) -> Plan:
+    """Ask every wanted backend and keep the candidates that the request does not filter out.
+
+    Raises:
+        OptionError: a name or pattern matches nothing.
+    """
+    names = [b for b in _wanted(request) if not _matches(b, request.skip)]
+    sizes = model.sizes(request.batches[0])
+    target = Target(request.device, Profile.fixed(sizes), request.threads)
+    candidates: list[Candidate] = []
+    absent: list[CandidateResult] = []
+    offered: list[str] = []
+    for answer in probe_all(names, logs, model, target):
+        if answer.status is not Status.OK:
+            row = empty_result(
+                Candidate(answer.backend),
+                answer.status,
+                reason=answer.reason,
+                fix=answer.fix,
+                versions=answer.versions,
+                python=answer.python,
+                log=f"logs/{Path(answer.log).name}",
+            )
+            if not request.only or _matches(row.backend, request.only):
+                absent.append(row)
+            continue
+        offered += [c.id for c in answer.candidates]
+        candidates += _filtered(answer.candidates, request)
+    if request.only and not candidates and not absent:
+        raise OptionError(
+            f"No candidate matches {', '.join(request.only)}.",
+            why=f"The candidates here are: {'; '.join(offered) or 'none'}.",
+            fix="Quote the id, or use a pattern such as 'openvino*'.",
+        )
+    return Plan(tuple(candidates), tuple(absent))
+
+
+def _wanted(request: Request) -> list[str]:
+    if not request.backends:
+        return list(registry.names())
+    for name in request.backends:
+        registry.resolve(name)
+    return list(dict.fromkeys(request.backends))
+
+
+def _filtered(candidates: Iterable[Candidate], request: Request) -> list[Candidate]:
+    return [
+        c
+        for c in candidates
+        if c.precision in request.precisions
+        and (not request.only or _matches(c.id, request.only) or _matches(c.backend, request.only))
+        and not _matches(c.id, request.skip)
+    ]
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a name is one of the patterns. Ids hold brackets, which shell patterns would
+    read as character classes: only `*` and `?` are special here."""
+    return any(
+        name == p or fnmatch.fnmatchcase(name, p.replace("[", "[[]")) for p in patterns
+    )

@@ -1,0 +1,200 @@
+"""The race from a model to a report: prepare, plan, one trial a candidate, the final, decide."""
+
+from __future__ import annotations
+
+import datetime
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from peregrine.environments import interpreter_for
+from peregrine.errors import NoCandidate, PeregrineError
+from peregrine.events import (
+    CandidateDone,
+    CandidateStarted,
+    FinalRoundDone,
+    FinalStarted,
+    Observer,
+    PhaseStarted,
+    Planned,
+    Preparing,
+    RunDone,
+    RunStarted,
+    ignore,
+)
+from peregrine.fingerprint import machine
+from peregrine.harness.assemble import Findings, assemble, findings
+from peregrine.harness.final import Reload, run_final
+from peregrine.harness.plan import make_plan
+from peregrine.harness.process import Worker
+from peregrine.harness.reference import Judging, make_judging
+from peregrine.harness.request import Request
+from peregrine.harness.rundir import RunDirectory
+from peregrine.harness.trial import Setting, run_trial
+from peregrine.model.model import MODEL_FILE, Model
+from peregrine.results import FinalRound, Report
+from peregrine.select import decisive, rank
+
+Loader = Callable[[Path], Model]
+"""Makes a model directory from an object in memory."""
+
+
+def race(
+    request: Request,
+    path: Path,
+    *,
+    loader: Loader | None = None,
+    observer: Observer = ignore,
+) -> Report:
+    """Run a whole race in a new run directory.
+
+    Args:
+        request: what to race.
+        path: the run directory to make.
+        loader: makes the model directory from an object in this process; None lets a worker
+            load `request.source`.
+        observer: told of everything as it happens.
+
+    Raises:
+        PeregrineError: the model, the inputs or the reference are no good, or nothing can run.
+        KeyboardInterrupt: passed on; what was measured is kept and the report written.
+    """
+    return _Race(RunDirectory.create(path, request), loader, observer).run()
+
+
+def resume(path: Path, *, loader: Loader | None = None, observer: Observer = ignore) -> Report:
+    """Go on with an interrupted race: rows that are there are kept, the rest is run."""
+    return _Race(RunDirectory.resume(path), loader, observer).run()
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+class _Race:
+    def __init__(self, run: RunDirectory, loader: Loader | None, observer: Observer) -> None:
+        self.directory = run
+        self.request = run.request
+        self.loader = loader
+        self.tell = observer
+
+    def run(self) -> Report:
+        run = self.directory
+        try:
+            before = findings(run)
+            self.tell(RunStarted(str(run.path), self.request.source, len(before.candidates)))
+            if not before.started:
+                run.append("started", {"time": _now(), "machine": machine()})
+            setting = self.prepare()
+            self.trials(setting, before)
+            self.final(setting)
+            run.append("finished", {"time": _now()})
+        finally:
+            shutil.rmtree(run.file("outputs"), ignore_errors=True)
+            run.release()
+        report = assemble(run)
+        self.tell(RunDone(report))
+        return report
+
+    def prepare(self) -> Setting:
+        """The model directory and the reference, kept from before where they are whole."""
+        run = self.directory
+        directory = run.file("model")
+        if not (directory / MODEL_FILE).is_file():
+            self.tell(Preparing(f"loading {self.request.source}"))
+            shutil.rmtree(directory, ignore_errors=True)
+            if self.loader is not None:
+                self.loader(directory)
+            else:
+                self.load_in_worker(directory)
+        model = Model.open(directory)
+        judging = Judging.load(run)
+        if judging is None:
+            self.tell(Preparing("making inputs"))
+            judging = make_judging(
+                run, model, self.request, lambda text: self.tell(Preparing(text))
+            )
+        return Setting(run, model, self.request, judging)
+
+    def load_in_worker(self, directory: Path) -> None:
+        """Load the model in a process of its own: an exporter that crashes is then an error
+        like any other, and the race stays small."""
+        request = self.request
+        options = {
+            "inputs": request.inputs,
+            "dims": dict(request.dims),
+            "seed": request.seed,
+            "weights": request.weights,
+            "trust": request.trust,
+        }
+        log = self.directory.file("logs", "model.log")
+        with Worker(interpreter_for("pytorch"), log=log) as worker:
+            worker.call(
+                "prepare",
+                timeout_s=request.timeout_s,
+                source=request.source,
+                directory=str(directory),
+                options=options,
+            )
+
+    def trials(self, setting: Setting, before: Findings) -> None:
+        """Every planned candidate that has no row yet."""
+        run = self.directory
+        plan = before.plan
+        if plan is None:
+            self.tell(Preparing("asking each backend what it can do"))
+            plan = make_plan(setting.model, self.request, run.file("logs"))
+            for row in plan.absent:
+                run.append("candidate", row)
+            run.append("plan", plan.as_record())
+        done = {row.id for row in findings(run).candidates}
+        self.tell(Planned(tuple(c.id for c in plan.candidates)))
+        for row in findings(run).candidates:
+            self.tell(CandidateDone(row))
+        for candidate in plan.candidates:
+            if candidate.id in done:
+                continue
+            name = candidate.id
+            self.tell(CandidateStarted(name))
+            row = run_trial(
+                setting, candidate, lambda p, d, name=name: self.tell(PhaseStarted(name, p, d))
+            )
+            run.append("candidate", row)
+            self.tell(CandidateDone(row))
+        if not plan.candidates:
+            raise NoCandidate(
+                "Nothing here can run this model.",
+                why="\n".join(f"{r.id}: {r.reason}" for r in plan.absent),
+                fix=next((r.fix for r in plan.absent if r.fix), "Run `peregrine doctor`."),
+            )
+
+    def final(self, setting: Setting) -> None:
+        """Interleaved rounds of all rows that can win."""
+        run, objective = self.directory, self.request.objective
+        if findings(run).final_complete:
+            return
+        rows = rank(assemble(run).candidates, objective)
+        entrants = [(r, m.batch) for r in rows if (m := decisive(r, objective)) is not None]
+        run.append("final", {"entrants": [row.id for row, _ in entrants]})
+        self.tell(FinalStarted(tuple(row.id for row, _ in entrants), self.request.final_rounds))
+
+        def record(found: FinalRound | Reload) -> None:
+            run.append("round" if isinstance(found, FinalRound) else "reload", found)
+
+        run_final(
+            setting,
+            entrants,
+            offline=objective.is_throughput,
+            record=record,
+            progress=lambda done, of: self.tell(FinalRoundDone(done, of)),
+            phase=lambda name, phase, detail: self.tell(PhaseStarted(name, phase, detail)),
+        )
+        run.append("final_done", {})
+
+
+def partial_report(path: Path) -> Report | None:
+    """The report of an interrupted race, or None when it had not come to any row."""
+    try:
+        return assemble(RunDirectory.read(path))
+    except PeregrineError:
+        return None
