@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-MISSING = "–"
+MISSING = "\N{EN DASH}"
+TIMES = "\N{MULTIPLICATION SIGN}"
 
 
 def decimals(value: float) -> int:
@@ -39,8 +40,8 @@ def interval(low: float, high: float) -> str:
 
 
 def times(value: float | None) -> str:
-    """A ratio: 4.42×."""
-    return MISSING if value is None else f"{number(value)}×"
+    """A ratio: 4.42x, with the proper sign."""
+    return MISSING if value is None else f"{number(value)}{TIMES}"
 
 
 def memory(megabytes: float | None) -> str:

@@ -91,7 +91,7 @@ def standings(report: Report) -> Standings:
             tied=c.id in ties,
             headline=heads[c.id],
             best=best_throughput(c, boundary),
-            speedup=_speedup(goal, heads[c.id], baseline and heads[baseline.id]),
+            speedup=_speedup(goal, heads[c.id], heads[baseline.id] if baseline else None),
             final=finals.get(c.id),
         )
         for rank, c in enumerate(sorted(measured, key=order), 1)
