@@ -19,21 +19,10 @@ from peregrine.types import Array, Dim, TensorSpec, numpy_dtype
 
 BATCH = "batch"
 _BATCH_LETTERS = {"B", "b", "N", BATCH}
-_DTYPES = [
-    "float32",
-    "float64",
-    "float16",
-    "bfloat16",
-    "int64",
-    "int32",
-    "int16",
-    "int8",
-    "uint8",
-    "uint16",
-    "uint32",
-    "uint64",
-    "bool",
-]
+_DTYPES = (
+    *("float32", "float64", "float16", "bfloat16"),
+    *("int64", "int32", "int16", "int8", "uint8", "uint16", "uint32", "uint64", "bool"),
+)
 _EXAMPLE = "Write name:dtype:shape, e.g. x:float32:Bx3x224x224 or ids:int64:Bx128=0..30522."
 
 
