@@ -1,0 +1,319 @@
+"""From an objective and the rows of a race to a winner, its margin, or a tie that is named.
+
+Everything is compared as time per item at one boundary (the host's, from numpy to numpy,
+unless the objective says otherwise): the median latency over the batch for a latency
+objective, the inverse throughput for a throughput objective.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from peregrine.objective import Goal, item_ms, memory_mb
+from peregrine.objective import Objective as Objective
+from peregrine.ratios import Ratio, geometric_mean, paired_ratio
+from peregrine.results import CandidateResult, Comparison, FinalRound, Measurement, Status, Winner
+
+INDIFFERENCE = 0.01
+"""Finals: rows whose mean ratio is nearer to 1 than this are tied, however sure the ratio is."""
+SINGLE_RUN_INDIFFERENCE = 0.05
+"""The same without finals: runs minutes apart differ by this much on the quietest machine."""
+MEMORY_INDIFFERENCE = 0.02
+"""Peaks of resident memory nearer than this are equal: two runs of one row differ by as much."""
+BUILD_INDIFFERENCE = 0.10
+"""Build times nearer than this are equal."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A row that can win, with the figures that the objective looks at."""
+
+    result: CandidateResult
+    measurement: Measurement
+    item_ms: float
+    memory_mb: float
+    """Infinite where it was not measured."""
+    build_s: float
+    """Infinite where it was not measured."""
+    goal: Goal
+
+    @property
+    def id(self) -> str:
+        return self.result.id
+
+    @property
+    def cost(self) -> float:
+        """What the objective makes small."""
+        return self.memory_mb if self.goal is Goal.MEMORY else self.item_ms
+
+    @property
+    def hopeful_cost(self) -> float:
+        """The cost had every inference been as fast as the fastest."""
+        if self.goal is Goal.MEMORY:
+            return self.memory_mb
+        latency = self.measurement.latency_ms
+        return self.item_ms * latency.min / max(latency.p50, 1e-12)
+
+
+def rank(results: Sequence[CandidateResult], objective: Objective) -> list[CandidateResult]:
+    """The rows that can win and meet the limits, best first, by their own single runs."""
+    return [entry.result for entry in _field(results, objective)]
+
+
+def finalists(
+    results: Sequence[CandidateResult], objective: Objective, within: float = 0.25, most: int = 5
+) -> list[CandidateResult]:
+    """The rows worth measuring again in interleaved rounds, best first.
+
+    Those within a fraction `within` of the best, by their median or by their best sample: a
+    busy neighbour may have slowed a row's single run as a whole. The two best are always
+    among them, so that the margin is a measured one; never more than `most`. Measure each at
+    `objective.measurement(row)`'s batch and boundary.
+    """
+    field = _field(results, objective)
+    if not field:
+        return []
+    limit = field[0].cost * (1 + within)
+    near = [e for place, e in enumerate(field) if place < 2 or e.hopeful_cost <= limit]
+    return [e.result for e in near[:most]]
+
+
+def decide(
+    finalists: Sequence[CandidateResult],
+    rounds: Sequence[FinalRound],
+    results: Sequence[CandidateResult],
+    objective: Objective,
+) -> Winner | None:
+    """The winner by the finalists' interleaved rounds; None when no row can win.
+
+    Two rows are tied when the 95% interval of their paired ratio over rounds holds 1, or the
+    mean ratio is under `INDIFFERENCE`. Of the fastest row and those tied with it, the one with
+    less memory is taken, then less build time, then the faster; `reason` says so. A memory
+    objective takes the row of least memory, and of those within `MEMORY_INDIFFERENCE` the
+    fastest.
+
+    `margin` is how much slower (for a memory objective: larger) the nearest row is that is not
+    tied with the winner. It comes from the rounds, with its interval in `margin_ci95`, where a
+    finalist is outside the tie; else from the single runs, without interval. It is 0 when all
+    other rows are tied, and None when there are none.
+
+    Without two rounds of at least two finalists the single runs decide, with the wider
+    `SINGLE_RUN_INDIFFERENCE`, and `reason` says that.
+    """
+    field = _field(results, objective)
+    if not field:
+        return None
+    judge = _Judge(field, _times_of_rounds(finalists, rounds, field, objective))
+    if objective.goal is Goal.MEMORY:
+        least = min(judge.contenders, key=lambda e: e.memory_mb)
+        tied = [e for e in judge.contenders if _near(e.memory_mb, least.memory_mb)]
+        winner, by = min(tied, key=lambda e: (judge.time(e), e.build_s)), "the faster is taken"
+        ties = [e for e in tied if e is not winner]
+        verdict = "takes the least memory"
+    else:
+        fastest = min(judge.contenders, key=judge.time)
+        tied = [e for e in judge.contenders if e is fastest or judge.tied(e, fastest)]
+        winner, by = _preferred(tied, judge)
+        ties = [e for e in judge.contenders if e is not winner and judge.tied(e, winner)]
+        verdict = "is the fastest"
+    margin, interval = _margin(winner, ties, judge, objective)
+    names = [winner.id, *(e.id for e in ties)]
+    reason = f"{_listed(names)} are tied; {by}" if ties else f"{winner.id} {verdict}"
+    return Winner(
+        id=winner.id,
+        objective=str(objective),
+        margin=margin,
+        tie_with=tuple(e.id for e in ties),
+        reason=f"{reason} ({judge.basis}).",
+        batch=winner.measurement.batch,
+        margin_ci95=interval,
+        finals=judge.comparisons(winner, rounds),
+    )
+
+
+def break_even(results: Sequence[CandidateResult], objective: Objective) -> dict[str, float | None]:
+    """Inferences after which a row's longer build is repaid, against the valid row that was
+    built the quickest: extra build time over time saved per inference. By id.
+
+    0 for the quickest build itself, None (never) for a row that is no faster. An inference is
+    one batch for a latency objective, one item otherwise. Rows that are not valid, or whose
+    build or speed at the objective is not known, are left out; limits of the objective are not
+    looked at.
+    """
+    unlimited = dataclasses.replace(objective, max_latency_ms=None, max_memory_mb=None)
+    rows: dict[str, tuple[float, float]] = {}
+    for result in results:
+        m = objective.measurement(result) or unlimited.measurement(result)
+        if result.status is Status.OK and m is not None and result.build_s is not None:
+            items = m.batch if objective.goal is Goal.LATENCY else 1
+            rows[result.id] = (result.build_s, item_ms(m, objective) * items)
+    if not rows:
+        return {}
+    base_build, base_ms = min(rows.values())
+    repaid: dict[str, float | None] = {}
+    for id, (build, ms) in rows.items():
+        extra_ms = (build - base_build) * 1e3
+        if extra_ms <= 0:
+            repaid[id] = 0.0
+        else:
+            repaid[id] = extra_ms / (base_ms - ms) if ms < base_ms else None
+    return repaid
+
+
+class _Judge:
+    """Compares rows by paired final rounds where both ran in them, else by single runs."""
+
+    def __init__(self, field: Sequence[_Entry], times: Mapping[str, Sequence[float]]) -> None:
+        self.field = field
+        self.times = times
+        """Finalist -> its time per item in each of the common rounds; empty without finals."""
+
+    @property
+    def contenders(self) -> list[_Entry]:
+        """Who may win: the finalists that finished, or everyone where there was no final."""
+        return [e for e in self.field if not self.times or e.id in self.times]
+
+    @property
+    def basis(self) -> str:
+        if self.times:
+            rounds = len(next(iter(self.times.values())))
+            return f"{rounds} interleaved rounds of {len(self.times)} finalists"
+        if len(self.field) == 1:
+            return "no other row can win"
+        return "by single runs: there were no interleaved rounds to compare"
+
+    def time(self, e: _Entry) -> float:
+        return geometric_mean(self.times[e.id]) if e.id in self.times else e.item_ms
+
+    def slowdown(self, e: _Entry, over: _Entry) -> Ratio:
+        """How much slower `e` is. A single-run ratio has an interval only for latencies, from
+        the intervals of both medians."""
+        if e.id in self.times and over.id in self.times:
+            return paired_ratio(self.times[e.id], self.times[over.id])
+        mean = e.item_ms / over.item_ms
+        if e.goal is Goal.THROUGHPUT:
+            return Ratio(mean, mean, mean, 1)
+        (low, high), (over_low, over_high) = (
+            [bound / x.measurement.batch for bound in x.measurement.ci95_ms] for x in (e, over)
+        )
+        return Ratio(mean, low / over_high, high / over_low, 1)
+
+    def tied(self, e: _Entry, over: _Entry) -> bool:
+        return self.slowdown(e, over).within(
+            INDIFFERENCE if self.times else SINGLE_RUN_INDIFFERENCE
+        )
+
+    def comparisons(self, winner: _Entry, rounds: Sequence[FinalRound]) -> tuple[Comparison, ...]:
+        """Every other finalist against the winner, nearest first."""
+        found = []
+        for e in self.contenders if self.times else ():
+            if e is winner:
+                continue
+            ratio = self.slowdown(e, winner)
+            samples = [ms for r in rounds if r.candidate == e.id for ms in r.samples_ms]
+            p50 = float(np.median(samples)) if samples else e.measurement.latency_ms.p50
+            tie = ratio.within(INDIFFERENCE)
+            found.append(Comparison(e.id, ratio.mean, (ratio.low, ratio.high), tie, p50))
+        return tuple(sorted(found, key=lambda c: c.ratio))
+
+
+def _entry(result: CandidateResult, objective: Objective) -> _Entry | None:
+    m = objective.measurement(result) if result.can_win else None
+    if m is None:
+        return None
+    memory = memory_mb(result, m)
+    if memory is None:
+        if objective.goal is Goal.MEMORY:
+            return None
+        memory = math.inf
+    build = math.inf if result.build_s is None else result.build_s
+    return _Entry(result, m, item_ms(m, objective), memory, build, objective.goal)
+
+
+def _field(results: Sequence[CandidateResult], objective: Objective) -> list[_Entry]:
+    """The rows that can win, best first."""
+    entries = [e for r in results if (e := _entry(r, objective)) is not None]
+    return sorted(entries, key=lambda e: (e.cost, e.item_ms, e.build_s))
+
+
+def _times_of_rounds(
+    finalists: Sequence[CandidateResult],
+    rounds: Sequence[FinalRound],
+    field: Sequence[_Entry],
+    objective: Objective,
+) -> dict[str, list[float]]:
+    """Time per item of each finalist in the rounds that all of them ran; empty when there are
+    not two finalists with two common rounds.
+
+    A finalist that ran less than half as many rounds as another died early: it is out. What an
+    interrupted last round lacks is not compared.
+    """
+    may = {r.id for r in finalists} & {e.id for e in field}
+    took: dict[str, dict[int, float]] = {}
+    for r in rounds:
+        if r.candidate not in may:
+            continue
+        if objective.goal is Goal.THROUGHPUT:
+            ms = 1e3 / max(r.throughput_per_s, 1e-12)
+        else:
+            ms = float(np.median(r.samples_ms)) / r.batch
+        took.setdefault(r.candidate, {})[r.round] = ms
+    most = max(map(len, took.values()), default=0)
+    took = {id: turns for id, turns in took.items() if 2 * len(turns) >= most}
+    common = sorted(set.intersection(*(set(turns) for turns in took.values()))) if took else []
+    if len(took) < 2 or len(common) < 2:
+        return {}
+    return {id: [turns[n] for n in common] for id, turns in took.items()}
+
+
+def _preferred(tied: Sequence[_Entry], judge: _Judge) -> tuple[_Entry, str]:
+    """Of rows tied for speed: less memory, then less build time, then the faster; and why."""
+    words = []
+    pool = list(tied)
+    least = min(e.memory_mb for e in pool)
+    leaner = [e for e in pool if _near(e.memory_mb, least)]
+    if len(leaner) < len(pool) and all(math.isfinite(e.memory_mb) for e in pool):
+        next_least = min(e.memory_mb for e in pool if e not in leaner)
+        words.append(f"less memory ({least:.0f} MB against {next_least:.0f} MB)")
+        pool = leaner
+    quickest = min(e.build_s for e in pool)
+    quicker = [e for e in pool if e.build_s <= quickest * (1 + BUILD_INDIFFERENCE)]
+    if len(quicker) < len(pool) and all(math.isfinite(e.build_s) for e in pool):
+        next_quickest = min(e.build_s for e in pool if e not in quicker)
+        words.append(f"a shorter build ({quickest:.1f} s against {next_quickest:.1f} s)")
+        pool = quicker
+    winner = min(pool, key=judge.time)
+    if not words:
+        return winner, f"{winner.id} is taken as the nominally fastest: memory and build are alike"
+    return winner, f"{winner.id} is taken for {' and '.join(words)}"
+
+
+def _margin(
+    winner: _Entry, ties: Sequence[_Entry], judge: _Judge, objective: Objective
+) -> tuple[float | None, tuple[float, float] | None]:
+    """`Winner.margin` and its interval; see `decide`."""
+    if len(judge.field) == 1:
+        return None, None
+    behind = [e for e in judge.field if e is not winner and e not in ties]
+    if objective.goal is Goal.MEMORY:
+        more = [e.memory_mb / winner.memory_mb - 1 for e in behind]
+        return max(0.0, min(more, default=0.0)), None
+    ratios = [judge.slowdown(e, winner) for e in behind if e.id in judge.times]
+    if ratios:
+        nearest = min(ratios, key=lambda r: r.mean)
+        return nearest.mean - 1, (nearest.low - 1, nearest.high - 1)
+    single = [e.item_ms / winner.item_ms - 1 for e in behind]
+    return max(0.0, min(single, default=0.0)), None
+
+
+def _near(value: float, least: float) -> bool:
+    return value <= least * (1 + MEMORY_INDIFFERENCE)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:-1])} and {names[-1]}"
