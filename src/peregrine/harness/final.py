@@ -150,7 +150,7 @@ def _play(
     phase: Callable[[str, str, str], None],
 ) -> None:
     rounds = setting.request.final_rounds
-    order = random.Random(setting.request.seed)  # noqa: S311  # a schedule, not a secret
+    order = random.Random(setting.request.seed)  # a schedule, not a secret
     limits = {"min_runs": _TURN_RUNS, "min_s": _TURN_S, "max_s": _TURN_MAX_S}
     for number in range(1, rounds + 1):
         if len(contestants) < 2:

@@ -149,6 +149,4 @@ def _filtered(candidates: Iterable[Candidate], request: Request) -> list[Candida
 def _matches(name: str, patterns: Sequence[str]) -> bool:
     """Whether a name is one of the patterns. Ids hold brackets, which shell patterns would
     read as character classes: only `*` and `?` are special here."""
-    return any(
-        name == p or fnmatch.fnmatchcase(name, p.replace("[", "[[]")) for p in patterns
-    )
+    return any(name == p or fnmatch.fnmatchcase(name, p.replace("[", "[[]")) for p in patterns)

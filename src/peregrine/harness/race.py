@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from peregrine.environments import interpreter_for
@@ -33,7 +33,8 @@ from peregrine.harness.rundir import RunDirectory
 from peregrine.harness.trial import Setting, run_trial
 from peregrine.model.model import MODEL_FILE, Model
 from peregrine.results import FinalRound, Report
-from peregrine.select import decisive, rank
+from peregrine.select import Goal, rank
+from peregrine.types import Feeds
 
 Loader = Callable[[Path], Model]
 """Makes a model directory from an object in memory."""
@@ -44,6 +45,7 @@ def race(
     path: Path,
     *,
     loader: Loader | None = None,
+    given: Sequence[Feeds] = (),
     observer: Observer = ignore,
 ) -> Report:
     """Run a whole race in a new run directory.
@@ -53,18 +55,19 @@ def race(
         path: the run directory to make.
         loader: makes the model directory from an object in this process; None lets a worker
             load `request.source`.
+        given: inputs to judge on beside the random ones.
         observer: told of everything as it happens.
 
     Raises:
         PeregrineError: the model, the inputs or the reference are no good, or nothing can run.
         KeyboardInterrupt: passed on; what was measured is kept and the report written.
     """
-    return _Race(RunDirectory.create(path, request), loader, observer).run()
+    return _Race(RunDirectory.create(path, request), loader, given, observer).run()
 
 
 def resume(path: Path, *, loader: Loader | None = None, observer: Observer = ignore) -> Report:
     """Go on with an interrupted race: rows that are there are kept, the rest is run."""
-    return _Race(RunDirectory.resume(path), loader, observer).run()
+    return _Race(RunDirectory.resume(path), loader, (), observer).run()
 
 
 def _now() -> str:
@@ -72,10 +75,17 @@ def _now() -> str:
 
 
 class _Race:
-    def __init__(self, run: RunDirectory, loader: Loader | None, observer: Observer) -> None:
+    def __init__(
+        self,
+        run: RunDirectory,
+        loader: Loader | None,
+        given: Sequence[Feeds],
+        observer: Observer,
+    ) -> None:
         self.directory = run
         self.request = run.request
         self.loader = loader
+        self.given = given
         self.tell = observer
 
     def run(self) -> Report:
@@ -112,7 +122,7 @@ class _Race:
         if judging is None:
             self.tell(Preparing("making inputs"))
             judging = make_judging(
-                run, model, self.request, lambda text: self.tell(Preparing(text))
+                run, model, self.request, self.given, lambda text: self.tell(Preparing(text))
             )
         return Setting(run, model, self.request, judging)
 
@@ -174,7 +184,7 @@ class _Race:
         if findings(run).final_complete:
             return
         rows = rank(assemble(run).candidates, objective)
-        entrants = [(r, m.batch) for r in rows if (m := decisive(r, objective)) is not None]
+        entrants = [(r, m.batch) for r in rows if (m := objective.measurement(r)) is not None]
         run.append("final", {"entrants": [row.id for row, _ in entrants]})
         self.tell(FinalStarted(tuple(row.id for row, _ in entrants), self.request.final_rounds))
 
@@ -184,7 +194,7 @@ class _Race:
         run_final(
             setting,
             entrants,
-            offline=objective.is_throughput,
+            offline=objective.goal is Goal.THROUGHPUT,
             record=record,
             progress=lambda done, of: self.tell(FinalRoundDone(done, of)),
             phase=lambda name, phase, detail: self.tell(PhaseStarted(name, phase, detail)),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from peregrine.model.images import default_photos, load_preprocessing, read_imag
 from peregrine.model.inputs import random_feeds, read_feeds
 from peregrine.model.model import Model
 from peregrine.results import ReferenceRecord
-from peregrine.types import Array, Candidate, Profile, Target
+from peregrine.types import Array, Candidate, Feeds, Profile, Target
 from peregrine.validate import check_reference
 
 RANDOM_SETS = 3
@@ -111,7 +111,11 @@ def interpreter_has(backend: str) -> bool:
 
 
 def make_judging(
-    run: RunDirectory, model: Model, request: Request, say: Callable[[str], None]
+    run: RunDirectory,
+    model: Model,
+    request: Request,
+    given: Sequence[Feeds],
+    say: Callable[[str], None],
 ) -> Judging:
     """Write the inputs, run the reference on them, and check that it can be trusted.
 
@@ -121,7 +125,7 @@ def make_judging(
     """
     for stale in ("feeds", "reference"):
         shutil.rmtree(run.file(stale), ignore_errors=True)
-    sets = _write_feeds(run, model, request)
+    sets = _write_feeds(run, model, request, given)
     images, labels = _write_images(run, model, request)
     candidate, workflow = reference_candidate(model)
     say(f"computing the reference ({workflow})")
@@ -171,7 +175,9 @@ def make_judging(
     return judging
 
 
-def _write_feeds(run: RunDirectory, model: Model, request: Request) -> tuple[FeedSet, ...]:
+def _write_feeds(
+    run: RunDirectory, model: Model, request: Request, given: Sequence[Feeds]
+) -> tuple[FeedSet, ...]:
     sets = []
     batches = request.batches if model.batch else (1,)
     for batch in batches:
@@ -182,7 +188,8 @@ def _write_feeds(run: RunDirectory, model: Model, request: Request) -> tuple[Fee
             wire.save_arrays(run.file("feeds", name), random_feeds(model, batch, seed))
             words = f"random uniform [0, 1), seed {seed}, batch {batch}"
             sets.append(FeedSet(name, batch, words))
-    for number, feeds in enumerate(read_feeds(request.feeds, model) if request.feeds else ()):
+    from_files = read_feeds([Path(path) for path in request.feeds], model)
+    for number, feeds in enumerate([*given, *from_files]):
         name = f"user-{number}"
         wire.save_arrays(run.file("feeds", name), feeds)
         sets.append(FeedSet(name, batch_of(model, feeds), f"given input {number + 1}"))

@@ -72,7 +72,8 @@ class Request:
         for batch in (*self.batches, *self.sweep):
             if batch < 1:
                 raise OptionError(
-                    f"A batch of {batch} is no batch.", fix="Give whole numbers from 1: --batch 1,8."
+                    f"A batch of {batch} is no batch.",
+                    fix="Give whole numbers from 1: --batch 1,8.",
                 )
         if self.min_runs < 1 or self.final_rounds < 3:
             raise OptionError(

@@ -174,9 +174,7 @@ class _Trial:
             )
             self.phase("save", "")
             artifact = self.setting.artifact(self.candidate)
-            saved = worker.call(
-                "save", timeout_s=self.request.timeout_s, directory=str(artifact)
-            )
+            saved = worker.call("save", timeout_s=self.request.timeout_s, directory=str(artifact))
             self.update(artifact_mb=saved["artifact_mb"])
             self.more_batches(worker, lead)
         if self.request.find_max_batch and self.setting.model.batch:
@@ -279,7 +277,12 @@ class _Trial:
             "max_s": request.measure_max_s,
         }
         answer = self.call(
-            worker, "measure", feeds, batch, boundary=str(boundary), limits=limits or full,
+            worker,
+            "measure",
+            feeds,
+            batch,
+            boundary=str(boundary),
+            limits=limits or full,
             quiet=True,
         )
         measurement = msgspec.convert(answer["measurement"], Measurement)

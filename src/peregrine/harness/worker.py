@@ -69,9 +69,7 @@ class Commands:
         self._sessions: list[Session] = []
         self._built_from: Path | None = None
 
-    def prepare(
-        self, source: str, directory: str, options: Mapping[str, Any]
-    ) -> dict[str, Any]:
+    def prepare(self, source: str, directory: str, options: Mapping[str, Any]) -> dict[str, Any]:
         """Load a model from what the user named into a model directory, out of harm's way."""
         from peregrine.model.inputs import parse_input
         from peregrine.model.load import load

@@ -1,0 +1,250 @@
+"""The public verbs. The command line is a thin skin over these."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from peregrine.bundle import BundleSession, open_session
+from peregrine.bundle import load as load_bundle
+from peregrine.checkup import Checkup
+from peregrine.checkup import doctor as check_up
+from peregrine.errors import FeedError, NoCandidate, OptionError
+from peregrine.events import Observer, ignore
+from peregrine.harness.artifact import keep_winner
+from peregrine.harness.assemble import assemble
+from peregrine.harness.race import Loader, race, resume
+from peregrine.harness.request import SWEEP, Request
+from peregrine.harness.rundir import RunDirectory, default_path
+from peregrine.model.inputs import InputSpec, parse_input
+from peregrine.model.model import Model
+from peregrine.results import Report
+from peregrine.select import Objective
+from peregrine.types import Array, Feeds, Target
+
+if TYPE_CHECKING:
+    import onnx
+    import torch
+
+    Source = str | os.PathLike[str] | torch.nn.Module | onnx.ModelProto
+
+Inputs = Mapping[str, Array] | Sequence[Array] | Array
+
+
+def bench(
+    model: Source,
+    inputs: Inputs | None = None,
+    *,
+    objective: Objective | str | None = None,
+    out: str | os.PathLike[str] | None = None,
+    observer: Observer = ignore,
+    **options: Any,
+) -> Report:
+    """Race every workflow this machine can run on a model, and report.
+
+    Args:
+        model: a zoo name, a path (`.onnx`, `.pt2`), `package.module:factory`, a PyTorch module,
+            or an onnx ModelProto.
+        inputs: example arrays by name, or in the model's order; they fix what the model leaves
+            open and are judged on beside random inputs. The first dimension is the batch.
+        objective: what to win at; the smallest latency when None.
+        out: the run directory to make; `runs/NAME-TIME` when None.
+        observer: told of everything as it happens.
+        **options: fields of `peregrine.harness.request.Request`, e.g. `batches=(1, 8)`.
+
+    Returns:
+        The report, also on disk as raw rows in `report.run_dir`.
+
+    Raises:
+        PeregrineError: see `peregrine.errors`; what was measured before is kept on disk.
+    """
+    request = make_request(model, objective=objective, **options)
+    path = Path(out) if out else default_path(_label(model), Path.cwd())
+    loader = None if isinstance(model, str | os.PathLike) else _loader(model, inputs, request)
+    if isinstance(model, str | os.PathLike) and inputs is not None:
+        loader = _loader(model, inputs, request)
+    return race(
+        request, path, loader=loader, given=_given(model, inputs, request), observer=observer
+    )
+
+
+def resume_bench(
+    run_dir: str | os.PathLike[str], *, observer: Observer = ignore, model: Source | None = None
+) -> Report:
+    """Go on with an interrupted race. A model that was passed in memory is only needed again
+    when the race stopped before it was written."""
+    path = Path(run_dir)
+    request = RunDirectory.read(path).request
+    loader = None if model is None else _loader(model, None, request)
+    return resume(path, loader=loader, observer=observer)
+
+
+def make_request(
+    model: Source, *, objective: Objective | str | None = None, **options: Any
+) -> Request:
+    """A request with defaults that fit together.
+
+    With no batch named, batch 1 is measured in full and 1, 2, 4 ... 256 are swept; with batches
+    named, only those are measured.
+    """
+    batches = tuple(options.pop("batches", ()) or ())
+    sweep = tuple(options.pop("sweep", () if batches else SWEEP))
+    batches = batches or (1,)
+    if objective is None or isinstance(objective, str):
+        objective = Objective.parse(objective or "latency", batch=None)
+    if objective.goal == "latency" and objective.batch not in batches:
+        objective = Objective.latency(objective.max_memory_mb, batches[0])
+    source = os.fspath(model) if isinstance(model, str | os.PathLike) else _label(model)
+    try:
+        return Request(source=source, objective=objective, batches=batches, sweep=sweep, **options)
+    except TypeError as error:
+        known = ", ".join(Request.__dataclass_fields__)
+        raise OptionError(str(error), fix=f"The options are: {known}.") from None
+
+
+def build(
+    model: Source,
+    out: str | os.PathLike[str],
+    inputs: Inputs | None = None,
+    *,
+    force: bool = False,
+    observer: Observer = ignore,
+    **options: Any,
+) -> Path:
+    """Race a model, then keep the winner as a bundle that `load` brings back.
+
+    Takes what `bench` takes. `force` replaces a bundle that is there already.
+
+    Raises:
+        NoCandidate: no row was valid, so that there is nothing to keep.
+    """
+    target = Path(out)
+    if target.exists() and not force:
+        raise OptionError(f"{target} exists already.", fix="Name another --out, or give --force.")
+    with tempfile.TemporaryDirectory(prefix="peregrine-build-") as scratch:
+        run_dir = options.pop("run_dir", None) or Path(scratch) / "run"
+        report = bench(model, inputs, out=run_dir, observer=observer, **options)
+        return build_from(report, target, force=force)
+
+
+def build_from(report: Report, out: Path, *, force: bool = False) -> Path:
+    """Keep the winner of a race that was run already."""
+    if report.winner is None:
+        rows = "\n".join(f"{r.id}: {r.status}. {r.reason}" for r in report.candidates)
+        raise NoCandidate(
+            "There is no winner to keep.",
+            why=rows,
+            fix="Fix one of the rows above, or loosen the objective's limits.",
+        )
+    return keep_winner(RunDirectory.read(Path(report.run_dir)), report, out, force=force)
+
+
+def load(path: str | os.PathLike[str], **options: Any) -> BundleSession:
+    """Open a bundle: `session = load("model.bundle"); session.run({"x": x})`.
+
+    Takes the options of `peregrine.bundle.load`: `on_mismatch` ("rebuild", "fallback" or
+    "error") says what to do where the engine was built for another machine.
+    """
+    return load_bundle(Path(path), **options)
+
+
+def session(
+    model: Source,
+    backend: str,
+    inputs: Inputs | None = None,
+    *,
+    candidate: str | None = None,
+    batch: int = 1,
+    device: str = "cpu",
+    threads: int = 0,
+    input_specs: Sequence[str] = (),
+    **load_options: Any,
+) -> BundleSession:
+    """One backend, no race: compile a model and run it in this process.
+
+    Args:
+        model: as in `bench`.
+        backend: its name, e.g. "openvino".
+        inputs: example arrays for what the model leaves open.
+        candidate: the id of one of the backend's candidates; its first one when None.
+        batch: the batch to compile for first; others are compiled when they come.
+        device: "cpu" or "cuda:0".
+        threads: compute threads; 0 for all physical cores.
+        input_specs: declarations such as `x:float32:Bx3x224x224`.
+        **load_options: `dims`, `seed`, `weights`, `trust`: see `peregrine.model.load`.
+    """
+    from peregrine.types import Profile
+
+    scratch = tempfile.TemporaryDirectory(prefix="peregrine-session-")
+    request = make_request(model, inputs=tuple(input_specs), **load_options)
+    loaded = _loader(model, inputs, request)(Path(scratch.name))
+    target = Target(device, Profile.fixed(loaded.sizes(batch)), threads)
+    opened = open_session(loaded, backend, candidate_id=candidate, target=target)
+    # The model directory must outlive the session, which may compile for another batch later.
+    opened.keep_alive(scratch)
+    return opened
+
+
+def doctor() -> Checkup:
+    """What can run here, what cannot, why, and the fix."""
+    return check_up()
+
+
+def open_report(run_dir: str | os.PathLike[str]) -> Report:
+    """The report of an earlier race, made anew from its raw rows."""
+    return assemble(RunDirectory.read(Path(run_dir)))
+
+
+def _label(model: Source) -> str:
+    if isinstance(model, str | os.PathLike):
+        return Path(os.fspath(model).replace(":", "-")).stem
+    graph = getattr(model, "graph", None)
+    return str(getattr(graph, "name", "")) or type(model).__name__
+
+
+def _loader(model: Source, inputs: Inputs | None, request: Request) -> Loader:
+    from peregrine.model.load import load as load_model
+
+    specs: list[InputSpec] = [parse_input(text) for text in request.inputs]
+
+    def loader(directory: Path) -> Model:
+        return load_model(
+            os.fspath(model) if isinstance(model, os.PathLike) else model,
+            directory,
+            inputs=specs,
+            dims=request.dims,
+            example=_by_name(inputs, specs),
+            seed=request.seed,
+            weights=request.weights,
+            trust=request.trust,
+        )
+
+    return loader
+
+
+def _by_name(inputs: Inputs | None, specs: Sequence[InputSpec]) -> dict[str, Array] | None:
+    """Example arrays by name. Arrays without one are named by the declarations, or in order."""
+    if inputs is None:
+        return None
+    if isinstance(inputs, Mapping):
+        return {name: np.asarray(value) for name, value in inputs.items()}
+    arrays = [inputs] if isinstance(inputs, np.ndarray) else list(inputs)
+    names = [s.spec.name for s in specs] or [f"input_{n}" for n in range(len(arrays))]
+    if len(arrays) == 1 and not specs:
+        names = ["input"]
+    if len(names) != len(arrays):
+        raise FeedError(
+            f"{len(arrays)} example arrays for {len(names)} inputs.",
+            fix="Pass a dict of input name to array.",
+        )
+    return {name: np.asarray(value) for name, value in zip(names, arrays, strict=True)}
+
+
+def _given(model: Source, inputs: Inputs | None, request: Request) -> list[Feeds]:
+    named = _by_name(inputs, [parse_input(text) for text in request.inputs])
+    return [named] if named else []
