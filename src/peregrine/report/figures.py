@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-MISSING = "\N{EN DASH}"
+DASH = MISSING = "\N{EN DASH}"
 TIMES = "\N{MULTIPLICATION SIGN}"
 
 
@@ -36,7 +36,7 @@ def interval(low: float, high: float) -> str:
         places < decimals(low) + 2 and low != high and f"{low:.{places}f}" == f"{high:.{places}f}"
     ):
         places += 1
-    return f"{low:,.{places}f}–{high:,.{places}f}"
+    return f"{low:,.{places}f}{DASH}{high:,.{places}f}"
 
 
 def times(value: float | None) -> str:
@@ -57,6 +57,8 @@ def seconds(value: float | None) -> str:
     """0.35 s, 42.3 s, 3 min 12 s."""
     if value is None:
         return MISSING
+    if 0.01 <= value < 1:
+        return f"{value:.2f} s"
     if value < 120:
         return f"{number(value)} s"
     minutes, rest = divmod(round(value), 60)

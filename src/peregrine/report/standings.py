@@ -43,7 +43,7 @@ class Standings:
     rows: tuple[Row, ...]
     """Measured rows, best first; those that may not win come last."""
     out: tuple[CandidateResult, ...]
-    """Every candidate that may not win, measured or not, in the race's order."""
+    """Every candidate that may not win, measured or not; the most telling first."""
     baseline: CandidateResult | None
     """PyTorch eager fp32 where it ran, else the slowest row: what `speedup` is against."""
 
@@ -96,8 +96,8 @@ def standings(report: Report) -> Standings:
         )
         for rank, c in enumerate(sorted(measured, key=order), 1)
     ]
-    out = tuple(c for c in report.candidates if not c.can_win)
-    return Standings(goal, batch, boundary, tuple(rows), out, baseline)
+    out = sorted((c for c in report.candidates if not c.can_win), key=_gravity)
+    return Standings(goal, batch, boundary, tuple(rows), tuple(out), baseline)
 
 
 def at_boundary(result: CandidateResult, boundary: Boundary) -> list[Measurement]:
@@ -112,6 +112,21 @@ def best_throughput(result: CandidateResult, boundary: Boundary) -> Measurement:
 
 def nearest(result: CandidateResult, batch: int, boundary: Boundary) -> Measurement:
     return min(at_boundary(result, boundary), key=lambda m: abs(m.batch - batch))
+
+
+_GRAVITY = (
+    Status.INVALID,
+    Status.OK,  # disqualified
+    Status.FAILED,
+    Status.OOM,
+    Status.TIMEOUT,
+    Status.UNSUPPORTED,
+    Status.UNAVAILABLE,
+)
+
+
+def _gravity(c: CandidateResult) -> int:
+    return _GRAVITY.index(c.status)
 
 
 def _is_eager(c: CandidateResult) -> bool:

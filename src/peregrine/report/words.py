@@ -1,0 +1,84 @@
+"""The short phrases that stand for a row's state: badge, place, placement, machine, model."""
+
+from __future__ import annotations
+
+import re
+
+from peregrine.report import figures
+from peregrine.report.standings import Row
+from peregrine.results import CandidateResult, MachineRecord, ModelRecord, Report, Status
+from peregrine.types import Placement
+
+_ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+def plain(text: str) -> str:
+    """Text that may hold what a crashing runtime printed, without the power to move a cursor."""
+    return _CONTROLS.sub("\N{REPLACEMENT CHARACTER}", _ESCAPES.sub("", text))
+
+
+def badge(result: CandidateResult) -> str:
+    """The status, or what is worse than it."""
+    if result.status is Status.OK and result.disqualified:
+        return "disqualified"
+    if result.status is Status.OK and not result.measurements:
+        return "not measured"
+    return str(result.status)
+
+
+def place(row: Row, report: Report) -> str:
+    """`1`, `2`, `1=` for a tie, a dash for a row that may not win."""
+    if row.rank is None:
+        return figures.MISSING
+    winner = report.winner
+    if winner and winner.tie_with and (row.tied or row.result.id == winner.id):
+        return "1="
+    return str(row.rank)
+
+
+def reason(result: CandidateResult) -> str:
+    """Why a row may not win."""
+    if result.disqualified:
+        return result.disqualified
+    if result.reason:
+        return result.reason
+    if result.status is Status.OK:
+        return "It ran and was judged right, but no speed was measured."
+    return "No reason was recorded; see its log."
+
+
+def placement(placed: Placement | None) -> str:
+    """`CPU 84`, `CUDA 101 + CPU 12, 4 copies, fell back`."""
+    if placed is None:
+        return figures.MISSING
+    nodes = sorted(placed.nodes.items(), key=lambda item: -item[1])
+    parts = [" + ".join(f"{_short(name)} {number}" for name, number in nodes) or placed.device]
+    if placed.copies:
+        parts.append(figures.count(placed.copies, "copy", "copies"))
+    if placed.graph_breaks:
+        parts.append(figures.count(placed.graph_breaks, "graph break"))
+    if placed.fell_back:
+        parts.append("fell back")
+    return ", ".join(parts)
+
+
+def machine(record: MachineRecord) -> str:
+    parts = [
+        record.cpu,
+        f"{figures.count(record.physical_cores, 'core')}",
+        figures.memory(record.memory_mb),
+        *record.gpus,
+        record.os,
+    ]
+    return " · ".join(part for part in parts if part)
+
+
+def model(record: ModelRecord) -> str:
+    """What went in, beside its name."""
+    size = f"{record.parameters / 1e6:,.2f} M parameters" if record.parameters else ""
+    return " · ".join(part for part in (size, *map(str, record.inputs)) if part)
+
+
+def _short(provider: str) -> str:
+    return provider.removesuffix("ExecutionProvider") or provider
