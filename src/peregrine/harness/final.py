@@ -16,12 +16,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from peregrine.errors import PeregrineError
-from peregrine.harness import memory, wire
+from peregrine.harness import wire
 from peregrine.harness.process import Worker
 from peregrine.harness.reference import FeedSet
 from peregrine.harness.rundir import slug
 from peregrine.harness.trial import Setting
-from peregrine.results import Boundary, CandidateResult, FinalRound
+from peregrine.harness.watch import available_mb
+from peregrine.results import CandidateResult, FinalRound
 from peregrine.types import Candidate
 from peregrine.validate import compare
 
@@ -30,7 +31,6 @@ _PLAINLY_SLOWER = 1.15
 """A candidate leaves when even its best of the first rounds was this much behind the leader."""
 _TURN_RUNS = 5
 _TURN_S = 0.25
-_TURN_MAX_S = 4.0
 _MEMORY_SHARE = 0.8
 
 
@@ -74,7 +74,7 @@ def run_final(
     """
     with contextlib.ExitStack() as workers:
         contestants: list[_Contestant] = []
-        room = memory.available_mb() * _MEMORY_SHARE
+        room = available_mb() * _MEMORY_SHARE
         for row, batch in rows:
             need = row.memory.host_peak_mb if row.memory else 0.0
             if need > room and contestants:
@@ -151,7 +151,6 @@ def _play(
 ) -> None:
     rounds = setting.request.final_rounds
     order = random.Random(setting.request.seed)  # a schedule, not a secret
-    limits = {"min_runs": _TURN_RUNS, "min_s": _TURN_S, "max_s": _TURN_MAX_S}
     for number in range(1, rounds + 1):
         if len(contestants) < 2:
             break
@@ -163,7 +162,9 @@ def _play(
                     "turn",
                     _lead(setting, contestant.batch),
                     contestant.batch,
-                    limits=limits,
+                    boundary=str(setting.request.objective.boundary),
+                    runs=_TURN_RUNS,
+                    seconds=_TURN_S,
                     offline=offline,
                     quiet=True,
                 )
@@ -180,7 +181,7 @@ def _play(
                     round=number,
                     candidate=contestant.row.id,
                     batch=contestant.batch,
-                    boundary=Boundary.HOST,
+                    boundary=setting.request.objective.boundary,
                     samples_ms=samples,
                     throughput_per_s=answer["throughput_per_s"],
                 )

@@ -32,7 +32,8 @@ from peregrine.errors import (
     WorkerOutOfMemory,
     WorkerTimeout,
 )
-from peregrine.harness import memory
+from peregrine.harness.memory import MIB
+from peregrine.harness.watch import tree_mb
 
 # Makes the package importable, and nothing else of the directory it lies in: the worker's
 # interpreter must not see this one's site-packages.
@@ -176,7 +177,7 @@ class Worker:
     def _check_memory(self, command: str, *, children: bool) -> None:
         if self._watched is None:
             return
-        used = memory.tree_mb(self._watched, children=children)
+        used = tree_mb(self._watched, children=children)
         self.peak_seen_mb = max(self.peak_seen_mb, used)
         if used > self.memory_limit_mb:
             self.kill()
@@ -195,7 +196,7 @@ class Worker:
             code = -signal.SIGKILL
         self.kill()  # its group may hold children
         tail = self.log_tail()
-        most = psutil.virtual_memory().total / memory.MIB
+        most = psutil.virtual_memory().total / MIB
         if code == -signal.SIGKILL and self.peak_seen_mb > most / 2:
             return WorkerOutOfMemory(
                 f"The system killed the worker during `{command}` at {self.peak_seen_mb:.0f} MiB.",

@@ -22,12 +22,13 @@ from peregrine.errors import (
     WorkerOutOfMemory,
     WorkerTimeout,
 )
-from peregrine.harness import memory, wire
+from peregrine.harness import wire
 from peregrine.harness.batching import tile
 from peregrine.harness.process import Worker
 from peregrine.harness.reference import IMAGES, FeedSet, Judging, image_chunk
 from peregrine.harness.request import Request
 from peregrine.harness.rundir import RunDirectory, slug
+from peregrine.harness.watch import available_mb
 from peregrine.model.model import Model
 from peregrine.results import Boundary, CandidateResult, Measurement, Memory, Status, Validation
 from peregrine.types import Array, Candidate, Placement, Profile, Target
@@ -40,7 +41,7 @@ _STATUS_OF = (
     (WorkerOutOfMemory, Status.OOM),
 )
 # A swept batch is measured to find where throughput saturates, not to rank: fewer runs do.
-_SWEEP_LIMITS = {"min_runs": 8, "min_s": 0.4, "max_s": 8.0}
+_SWEEP_BUDGET = {"min_runs": 8, "min_s": 0.4, "max_s": 8.0}
 _SATURATED_GAIN = 1.03
 """Two doublings in a row that gain less than this over the best so far end a sweep."""
 
@@ -56,7 +57,7 @@ class Setting:
 
     @property
     def memory_limit_mb(self) -> float:
-        return self.request.worker_memory_mb or memory.available_mb() * 0.9
+        return self.request.worker_memory_mb or available_mb() * 0.9
 
     def target(self, batch: int) -> Target:
         profile = Profile.fixed(self.model.sizes(batch))
@@ -266,7 +267,7 @@ class _Trial:
         feeds: FeedSet,
         batch: int,
         boundary: Boundary,
-        limits: dict[str, float] | None = None,
+        budget: dict[str, float] | None = None,
     ) -> Measurement:
         """Measure in the worker; the race sleeps meanwhile."""
         self.phase("measure", f"batch {batch}, {boundary} boundary")
@@ -282,7 +283,7 @@ class _Trial:
             feeds,
             batch,
             boundary=str(boundary),
-            limits=limits or full,
+            budget=budget or full,
             quiet=True,
         )
         measurement = msgspec.convert(answer["measurement"], Measurement)
@@ -355,7 +356,7 @@ class _Trial:
             began = time.monotonic()
             if not self.judge_batch(worker, batch):
                 return
-            found = self.measure(worker, lead, batch, Boundary.HOST, dict(_SWEEP_LIMITS))
+            found = self.measure(worker, lead, batch, Boundary.HOST, dict(_SWEEP_BUDGET))
             spent += time.monotonic() - began
             flat = flat + 1 if found.throughput_per_s < best * _SATURATED_GAIN else 0
             best = max(best, found.throughput_per_s)

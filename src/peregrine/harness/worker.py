@@ -36,7 +36,6 @@ from peregrine.results import Boundary, to_builtins
 from peregrine.types import Array, Candidate, Profile, Target
 
 _PR_SET_PDEATHSIG = 1
-_TURN_WARMUP = 2
 # What allocators say when they fail without a MemoryError.
 _OUT_OF_MEMORY_WORDS = (
     "can't allocate memory",
@@ -217,39 +216,32 @@ class Commands:
         return {"placement": to_builtins(placement)}
 
     def measure(
-        self, feeds: str, batch: int, boundary: str, limits: Mapping[str, Any]
+        self, feeds: str, batch: int, boundary: str, budget: Mapping[str, Any]
     ) -> dict[str, Any]:
         """One batch at one boundary, single stream, and in parallel where a session can."""
         arrays = self._feeds(feeds, batch)
         session = self._session(batch)
         memory.reset_peak()
-        measure = clock.measure_host if boundary == Boundary.HOST else clock.measure_device
-        record = to_builtins(measure(session, arrays, batch=batch, limits=clock.Limits(**limits)))
+        measurement = clock.measure(
+            session, arrays, batch, Boundary(boundary), clock.Budget(**budget)
+        )
+        record = to_builtins(measurement)
         record["peak_mb"] = memory.peak_mb()
         return {"measurement": record}
 
     def turn(
-        self, feeds: str, batch: int, limits: Mapping[str, Any], offline: bool
+        self, feeds: str, batch: int, boundary: str, runs: int, seconds: float, offline: bool
     ) -> dict[str, Any]:
-        """One turn of an interleaved final, at the host boundary: a short warm-up that brings
-        caches and threads back after the others' turns, then samples."""
-        arrays = self._feeds(feeds, batch)
-        session = self._session(batch)
-        bounds = clock.Limits(**limits)
-        for _ in range(_TURN_WARMUP):
-            session.run(arrays)
-        samples = clock.sample(
-            lambda: session.run(arrays),
-            min_runs=bounds.min_runs,
-            min_s=bounds.min_s,
-            max_s=bounds.max_s,
+        """One turn of an interleaved final: a short warm-up, then samples."""
+        return clock.turn(
+            self._session(batch),
+            self._feeds(feeds, batch),
+            batch,
+            Boundary(boundary),
+            runs=runs,
+            seconds=seconds,
+            offline=offline,
         )
-        per_s = len(samples) * batch / (sum(samples) / 1e3)
-        if offline and session.parallelism > 1:
-            per_s = clock.measure_throughput(
-                session, arrays, session.parallelism, batch=batch, limits=bounds
-            ).per_s
-        return {"samples_ms": samples, "throughput_per_s": per_s}
 
     def save(self, directory: str) -> dict[str, Any]:
         """Write the first session's artefact."""

@@ -1,0 +1,173 @@
+"""A backend that misbehaves in every way a runtime can, found the way real plugins are found.
+
+`steady` is a slow but honest session on onnx's own reference evaluator; each other variant is
+`steady` with one thing wrong.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import subprocess
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from onnx.reference import ReferenceEvaluator
+
+from peregrine.backends.base import Backend, Session, check_feeds
+from peregrine.errors import BackendUnavailable, Unsupported
+from peregrine.model.model import Model
+from peregrine.types import (
+    Array,
+    Candidate,
+    DimRange,
+    Feeds,
+    Placement,
+    Profile,
+    Support,
+    Target,
+)
+
+VARIANTS = (
+    "steady",
+    "slower",
+    "segfault",
+    "abort",
+    "hang",
+    "hang_with_child",
+    "hog",
+    "nan",
+    "wrong",
+    "noisy",
+    "fell_back",
+    "unsupported",
+    "unavailable",
+    "python_error",
+    "crash_at_batch_4",
+    "bad_artifact",
+)
+
+
+class FaultySession(Session):
+    def __init__(self, model: Model, variant: str) -> None:
+        self.inputs, self.outputs = model.inputs, model.outputs
+        symbols = {s for spec in model.inputs for s in spec.symbols}
+        self.profile = Profile({s: DimRange(1, 1, 1 << 20) for s in symbols})
+        self._evaluator = ReferenceEvaluator(str(model.onnx_path))
+        self._variant = variant
+        self._rng = np.random.default_rng()
+
+    def bind(self, feeds: Feeds) -> None:
+        dims = check_feeds(self.inputs, feeds)
+        if self._variant == "crash_at_batch_4" and dims.get("batch") == 4:
+            os.abort()
+        self._feeds = dict(feeds)
+
+    def enqueue(self) -> None:
+        if self._variant == "slower":
+            time.sleep(0.02)
+        values = self._evaluator.run(None, self._feeds)
+        names = [spec.name for spec in self.outputs]
+        self._outputs = {n: np.array(v) for n, v in zip(names, values, strict=True)}
+        first = self._outputs[names[0]]
+        if self._variant == "nan":
+            first.flat[0] = np.nan
+        elif self._variant == "wrong":
+            first += 1.0
+        elif self._variant == "noisy":
+            first *= 1 + self._rng.normal(0, 1e-7)
+
+    def synchronize(self) -> None:
+        pass
+
+    def fetch(self) -> dict[str, Array]:
+        return {name: value.copy() for name, value in self._outputs.items()}
+
+    def placement(self, feeds: Feeds) -> Placement:
+        fell_back = self._variant == "fell_back"
+        return Placement(
+            "cpu",
+            {"numpy": 1},
+            fell_back=fell_back,
+            detail="1 node ran on the CPU instead" if fell_back else "",
+            proof="this is a test backend",
+        )
+
+
+def _segfault() -> None:
+    ctypes.string_at(0)
+
+
+def _hang() -> None:
+    time.sleep(3600)
+
+
+def _hang_with_child() -> None:
+    subprocess.run(["sleep", "3600"], check=False)
+
+
+def _hog() -> None:
+    blocks = []
+    while True:
+        block = mmap.mmap(-1, 64 << 20)
+        block.write(b"x" * len(block))
+        blocks.append(block)
+
+
+class FaultsBackend(Backend):
+    name = "faults"
+
+    def available(self) -> Support:
+        return Support.yes()
+
+    def supports(self, model: Model, target: Target) -> Support:
+        return Support.yes() if model.onnx else Support.no(model.onnx_error)
+
+    def candidates(self, model: Model, target: Target) -> Iterable[Candidate]:
+        return [Candidate(self.name, variant) for variant in VARIANTS]
+
+    def compile(self, model: Model, candidate: Candidate, target: Target) -> Session:
+        variant = candidate.variant
+        if variant == "unsupported":
+            raise Unsupported("The operator Frobnicate is not supported.", fix="Replace it.")
+        if variant == "unavailable":
+            raise BackendUnavailable("There is no such device.", fix="Plug one in.")
+        if variant == "python_error":
+            raise ZeroDivisionError("a bug in the backend")
+        misdeeds = {
+            "segfault": _segfault,
+            "abort": os.abort,
+            "hang": _hang,
+            "hang_with_child": _hang_with_child,
+            "hog": _hog,
+        }
+        misdeeds.get(variant, lambda: None)()
+        return FaultySession(model, variant)
+
+    def save(self, session: Session, directory: Path) -> None:
+        (directory / "state").write_text("saved")
+
+    def load(self, directory: Path, model: Model, candidate: Candidate, target: Target) -> Session:
+        if candidate.variant == "bad_artifact":
+            raise Unsupported("The artefact was made by another version.")
+        assert (directory / "state").read_text() == "saved"
+        return FaultySession(model, candidate.variant)
+
+
+class CrashOnProbe(Backend):
+    name = "crash_on_probe"
+
+    def available(self) -> Support:
+        os.abort()
+
+    def supports(self, model: Model, target: Target) -> Support:
+        return Support.yes()
+
+    def candidates(self, model: Model, target: Target) -> Iterable[Candidate]:
+        return []
+
+    def compile(self, model: Model, candidate: Candidate, target: Target) -> Session:
+        raise BackendUnavailable("never reached")
