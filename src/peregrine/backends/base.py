@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import ClassVar
 
-from peregrine.errors import OptionError
+from peregrine.errors import FeedError, OptionError
 from peregrine.model.feeds import check_feeds as check_feeds
 from peregrine.model.model import Model
 from peregrine.types import (
@@ -122,6 +122,29 @@ class Backend(abc.ABC):
     def load(self, directory: Path, model: Model, candidate: Candidate, target: Target) -> Session:
         """Bring back a session that `save` wrote; by default, compile it again."""
         return self.compile(model, candidate, target)
+
+
+def check_sizes(profile: Profile, dims: Mapping[str, int]) -> None:
+    """Refuse sizes that a session was not compiled for.
+
+    Raises:
+        FeedError: naming each symbol with the size it got and the sizes it may have.
+    """
+    if profile.covers(dims):
+        return
+    allowed = {
+        name: str(r.min) if r.min == r.max else f"{r.min} to {r.max}"
+        for name, r in profile.dims.items()
+    }
+    wrong = [
+        f"{name}={size} (compiled for {allowed.get(name, 'no such symbol')})"
+        for name, size in dims.items()
+        if not profile.covers({name: size})
+    ]
+    raise FeedError(
+        f"The session does not serve {', '.join(wrong)}.",
+        fix="Feed these sizes, or compile a session for a profile that holds the others.",
+    )
 
 
 def options_of(candidate: Candidate, defaults: Mapping[str, object]) -> dict[str, object]:
