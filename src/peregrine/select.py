@@ -14,8 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from peregrine.objective import Goal, item_ms, memory_mb
+from peregrine.objective import Goal as Goal
 from peregrine.objective import Objective as Objective
+from peregrine.objective import item_ms, memory_mb
 from peregrine.ratios import Ratio, geometric_mean, paired_ratio
 from peregrine.results import CandidateResult, Comparison, FinalRound, Measurement, Status, Winner
 
@@ -102,8 +103,15 @@ def decide(
     finalist is outside the tie; else from the single runs, without interval. It is 0 when all
     other rows are tied, and None when there are none.
 
-    Without two rounds of at least two finalists the single runs decide, with the wider
-    `SINGLE_RUN_INDIFFERENCE`, and `reason` says that.
+    A finalist that left early (less than half of the rounds) cannot win, and is compared over
+    the rounds it ran. Without two rounds of at least two finalists the single runs decide,
+    with the wider `SINGLE_RUN_INDIFFERENCE`, and `reason` says that.
+
+    Args:
+        finalists: rows whose `rounds` count.
+        rounds: all final rounds there are.
+        results: every row of the race.
+        objective: what to win at.
     """
     field = _field(results, objective)
     if not field:
@@ -166,35 +174,49 @@ def break_even(results: Sequence[CandidateResult], objective: Objective) -> dict
 
 
 class _Judge:
-    """Compares rows by paired final rounds where both ran in them, else by single runs."""
+    """Compares rows by the final rounds that both ran in, else by their single runs."""
 
-    def __init__(self, field: Sequence[_Entry], times: Mapping[str, Sequence[float]]) -> None:
+    def __init__(self, field: Sequence[_Entry], times: Mapping[str, Mapping[int, float]]) -> None:
         self.field = field
         self.times = times
-        """Finalist -> its time per item in each of the common rounds; empty without finals."""
-
-    @property
-    def contenders(self) -> list[_Entry]:
-        """Who may win: the finalists that finished, or everyone where there was no final."""
-        return [e for e in self.field if not self.times or e.id in self.times]
+        """Finalist -> round -> time per item; empty where no two can be compared by rounds."""
+        self.contenders = list(field)
+        """Who may win: the finalists that stayed, or everyone where there was no final."""
+        if times:
+            most = max(map(len, times.values()))
+            self.contenders = [e for e in field if 2 * len(times.get(e.id, ())) >= most]
+        stayed = [set(times[e.id]) for e in self.contenders if e.id in times]
+        self.rounds = sorted(set.intersection(*stayed)) if stayed else []
+        """The rounds that all contenders ran in."""
 
     @property
     def basis(self) -> str:
         if self.times:
-            rounds = len(next(iter(self.times.values())))
-            return f"{rounds} interleaved rounds of {len(self.times)} finalists"
+            return f"{len(self.rounds)} interleaved rounds, {len(self.times)} finalists"
         if len(self.field) == 1:
             return "no other row can win"
         return "by single runs: there were no interleaved rounds to compare"
 
     def time(self, e: _Entry) -> float:
-        return geometric_mean(self.times[e.id]) if e.id in self.times else e.item_ms
+        """Time per item of a contender."""
+        if not self.times:
+            return e.item_ms
+        return geometric_mean([self.times[e.id][n] for n in self.rounds])
+
+    def paired(self, e: _Entry, over: _Entry) -> bool:
+        """Whether the two ran in at least two common rounds."""
+        return len(self._common(e, over)) >= 2
+
+    def _common(self, e: _Entry, over: _Entry) -> list[int]:
+        return sorted(set(self.times.get(e.id, ())) & set(self.times.get(over.id, ())))
 
     def slowdown(self, e: _Entry, over: _Entry) -> Ratio:
         """How much slower `e` is. A single-run ratio has an interval only for latencies, from
         the intervals of both medians."""
-        if e.id in self.times and over.id in self.times:
-            return paired_ratio(self.times[e.id], self.times[over.id])
+        if self.paired(e, over):
+            own, base = self.times[e.id], self.times[over.id]
+            common = self._common(e, over)
+            return paired_ratio([own[n] for n in common], [base[n] for n in common])
         mean = e.item_ms / over.item_ms
         if e.goal is Goal.THROUGHPUT:
             return Ratio(mean, mean, mean, 1)
@@ -204,19 +226,17 @@ class _Judge:
         return Ratio(mean, low / over_high, high / over_low, 1)
 
     def tied(self, e: _Entry, over: _Entry) -> bool:
-        return self.slowdown(e, over).within(
-            INDIFFERENCE if self.times else SINGLE_RUN_INDIFFERENCE
-        )
+        margin = INDIFFERENCE if self.paired(e, over) else SINGLE_RUN_INDIFFERENCE
+        return self.slowdown(e, over).within(margin)
 
     def comparisons(self, winner: _Entry, rounds: Sequence[FinalRound]) -> tuple[Comparison, ...]:
         """Every other finalist against the winner, nearest first."""
         found = []
-        for e in self.contenders if self.times else ():
-            if e is winner:
+        for e in self.field:
+            if e is winner or not self.paired(e, winner):
                 continue
             ratio = self.slowdown(e, winner)
-            samples = [ms for r in rounds if r.candidate == e.id for ms in r.samples_ms]
-            p50 = float(np.median(samples)) if samples else e.measurement.latency_ms.p50
+            p50 = float(np.median([t for r in rounds if r.candidate == e.id for t in r.samples_ms]))
             tie = ratio.within(INDIFFERENCE)
             found.append(Comparison(e.id, ratio.mean, (ratio.low, ratio.high), tie, p50))
         return tuple(sorted(found, key=lambda c: c.ratio))
@@ -246,13 +266,9 @@ def _times_of_rounds(
     rounds: Sequence[FinalRound],
     field: Sequence[_Entry],
     objective: Objective,
-) -> dict[str, list[float]]:
-    """Time per item of each finalist in the rounds that all of them ran; empty when there are
-    not two finalists with two common rounds.
-
-    A finalist that ran less than half as many rounds as another died early: it is out. What an
-    interrupted last round lacks is not compared.
-    """
+) -> dict[str, dict[int, float]]:
+    """Milliseconds per item of each finalist in each of its rounds; empty unless those who
+    stayed, two at least, have two rounds in common."""
     may = {r.id for r in finalists} & {e.id for e in field}
     took: dict[str, dict[int, float]] = {}
     for r in rounds:
@@ -263,12 +279,8 @@ def _times_of_rounds(
         else:
             ms = float(np.median(r.samples_ms)) / r.batch
         took.setdefault(r.candidate, {})[r.round] = ms
-    most = max(map(len, took.values()), default=0)
-    took = {id: turns for id, turns in took.items() if 2 * len(turns) >= most}
-    common = sorted(set.intersection(*(set(turns) for turns in took.values()))) if took else []
-    if len(took) < 2 or len(common) < 2:
-        return {}
-    return {id: [turns[n] for n in common] for id, turns in took.items()}
+    judge = _Judge(field, took)
+    return took if len(took) >= 2 and len(judge.rounds) >= 2 else {}
 
 
 def _preferred(tied: Sequence[_Entry], judge: _Judge) -> tuple[_Entry, str]:
@@ -303,7 +315,7 @@ def _margin(
     if objective.goal is Goal.MEMORY:
         more = [e.memory_mb / winner.memory_mb - 1 for e in behind]
         return max(0.0, min(more, default=0.0)), None
-    ratios = [judge.slowdown(e, winner) for e in behind if e.id in judge.times]
+    ratios = [judge.slowdown(e, winner) for e in behind if judge.paired(e, winner)]
     if ratios:
         nearest = min(ratios, key=lambda r: r.mean)
         return nearest.mean - 1, (nearest.low - 1, nearest.high - 1)
