@@ -1,0 +1,79 @@
+"""ONNX Runtime's exceptions as errors that a user can act on."""
+
+from __future__ import annotations
+
+import functools
+import re
+
+from peregrine.errors import BackendError, ModelCorrupt, PeregrineError, Unsupported
+
+# What it says of an operator it does not know, or knows but cannot run for these types.
+_UNKNOWN = re.compile(r"(?P<domain>[\w.]+):(?P<op>\w+)\((?P<version>-?\d+)\) is not a registered")
+_UNREGISTERED = re.compile(
+    r"No Op registered for (?P<op>\w+) with domain_version of (?P<opset>\d+)"
+)
+_NO_KERNEL = re.compile(r"Could not find an implementation for (?P<op>\w+)\((?P<version>\d+)\)")
+_TYPE = re.compile(r"Type Error: Type '(?P<type>[^']+)' of input.* of operator \((?P<op>\w+)\)")
+_OPSET = re.compile(r"Opset (?P<opset>\d+) is under development.*till opset (?P<max>\d+)", re.S)
+_IR = re.compile(
+    r"Unsupported model IR version: (?P<ir>\d+), max supported IR version: (?P<max>\d+)"
+)
+_OUT_OF_MEMORY = ("Failed to allocate memory", "bad_alloc", "out of memory", "OutOfMemory")
+_NEWER = "Export the model for an older opset, or `pip install --upgrade onnxruntime`."
+_REWRITE = "Replace the operator in the model, or race another backend."
+
+
+@functools.cache
+def exceptions() -> tuple[type[Exception], ...]:
+    """Every exception class of ONNX Runtime's binding: they share no base of their own."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as binding
+
+    found = (value for value in vars(binding).values() if isinstance(value, type))
+    return (*(c for c in found if issubclass(c, Exception)), RuntimeError, ValueError)
+
+
+def on_open(error: Exception, name: str, provider: str) -> Exception:
+    """What it means that a session for model `name` did not open."""
+    text = _message(error)
+    unsupported = _unsupported(text, name, provider)
+    if unsupported is not None:
+        return unsupported
+    if type(error).__name__ in ("InvalidProtobuf", "InvalidGraph", "InvalidArgument"):
+        return ModelCorrupt(
+            f"ONNX Runtime cannot read {name}.",
+            why=text,
+            fix="Export it again, and run onnx.checker.check_model over the file.",
+        )
+    return on_run(error)
+
+
+def on_run(error: Exception) -> Exception:
+    """What it means that an inference failed. Memory is told from the rest."""
+    text = _message(error)
+    if any(words in text for words in _OUT_OF_MEMORY):
+        return MemoryError(text)
+    return BackendError("ONNX Runtime failed.", why=text)
+
+
+def _unsupported(text: str, name: str, provider: str) -> PeregrineError | None:
+    if m := _UNKNOWN.search(text):
+        what, fix = f"operator {m['domain']}:{m['op']}", _REWRITE
+    elif m := _UNREGISTERED.search(text):
+        what, fix = f"operator {m['op']} of opset {m['opset']}", _REWRITE
+    elif m := _NO_KERNEL.search(text):
+        what, fix = f"operator {m['op']} (version {m['version']}) for these types", _REWRITE
+    elif m := _TYPE.search(text):
+        what, fix = f"operator {m['op']} on {m['type']}", _REWRITE
+    elif m := _OPSET.search(text):
+        what, fix = f"opset {m['opset']} (it knows up to {m['max']})", _NEWER
+    elif m := _IR.search(text):
+        what, fix = f"ONNX IR version {m['ir']} (it knows up to {m['max']})", _NEWER
+    else:
+        return None
+    return Unsupported(f"{provider} has no {what}, which {name} needs.", why=text, fix=fix)
+
+
+def _message(error: Exception) -> str:
+    """Its text without the status prefix and the source location."""
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error).strip())
+    return re.sub(r"/\S+\.(?:cc|h):\d+ .*?\) (?=[A-Z])", "", text, count=1)
