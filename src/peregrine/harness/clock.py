@@ -6,7 +6,7 @@ every sample is kept. Very short inferences are not averaged in inner loops, whi
 their tail: reading the clock costs well under 0.1 us (`timer_cost_ms`), under 1% of anything
 above 10 us, and `noise_warnings` says so where it is more.
 
-How long it takes. `Limits.min_runs` (the paper's 50) and `min_s` are both met, unless `max_s`
+How long it takes. `Budget.min_runs` (the paper's 50) and `min_s` are both met, unless `max_s`
 or `max_runs` comes first: a model of 10 s a run gets 6 samples in 60 s, and the record, which
 keeps all of them, shows that it were 6.
 """
@@ -15,11 +15,13 @@ from __future__ import annotations
 
 import gc
 import statistics as stdlib_statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from peregrine.backends.base import Session
 from peregrine.harness.statistics import PAPER_RUNS, bootstrap_ci_of_median, latency_ms
@@ -37,7 +39,7 @@ _SLOW_WINDOW_NS = 500_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class Budget:
     """How long to warm up and to sample. Times are seconds."""
 
     min_runs: int = PAPER_RUNS
@@ -139,7 +141,7 @@ def measure(
     feeds: Feeds,
     batch: int,
     boundary: Boundary,
-    limits: Limits | None = None,
+    budget: Budget | None = None,
     *,
     clock: Clock = time.perf_counter_ns,
 ) -> Measurement:
@@ -150,22 +152,22 @@ def measure(
     `throughput_per_s` is that of as many inferences in flight (see `measure_throughput`), and
     the latency still that of one inference at a time. `peak_mb` is left to who can see it.
     """
-    limits = limits or Limits()
+    budget = budget or Budget()
     once = _single_inference(session, feeds, boundary)
-    warm = warm_up(once, max_s=limits.warmup_s, clock=clock)
+    warm = warm_up(once, max_s=budget.warmup_s, clock=clock)
     samples = sample(
         once,
-        min_runs=limits.min_runs,
-        min_s=limits.min_s,
-        max_s=limits.max_s,
-        max_runs=limits.max_runs,
+        min_runs=budget.min_runs,
+        min_s=budget.min_s,
+        max_s=budget.max_s,
+        max_runs=budget.max_runs,
         clock=clock,
     )
     parallelism = max(1, session.parallelism)
     per_s = _single_stream_per_s(samples, batch)
     if parallelism > 1:
         per_s = measure_throughput(
-            session, feeds, parallelism, batch, boundary, limits, clock=clock
+            session, feeds, parallelism, batch, boundary, budget, clock=clock
         ).per_s
     return Measurement(
         batch=batch,
@@ -181,17 +183,51 @@ def measure(
 
 
 def measure_host(
-    session: Session, feeds: Feeds, batch: int, limits: Limits | None = None
+    session: Session, feeds: Feeds, batch: int, budget: Budget | None = None
 ) -> Measurement:
     """`measure` at the host boundary."""
-    return measure(session, feeds, batch, Boundary.HOST, limits)
+    return measure(session, feeds, batch, Boundary.HOST, budget)
 
 
 def measure_device(
-    session: Session, feeds: Feeds, batch: int, limits: Limits | None = None
+    session: Session, feeds: Feeds, batch: int, budget: Budget | None = None
 ) -> Measurement:
     """`measure` at the device boundary."""
-    return measure(session, feeds, batch, Boundary.DEVICE, limits)
+    return measure(session, feeds, batch, Boundary.DEVICE, budget)
+
+
+def turn(
+    session: Session,
+    feeds: Feeds,
+    batch: int,
+    boundary: Boundary,
+    *,
+    runs: int,
+    seconds: float,
+    offline: bool = False,
+    clock: Clock = time.perf_counter_ns,
+) -> dict[str, Any]:
+    """One turn of an interleaved final: `samples_ms` and `throughput_per_s`, as in `FinalRound`.
+
+    Another candidate ran just before, so caches are cold: a tenth of `seconds` (at least two
+    runs) is spent warm before the first sample. Then at least one and at most `runs` samples,
+    within `seconds`. With `offline`, as many seconds again go to the throughput of
+    `session.parallelism` inferences in flight, where that is above 1.
+    """
+    once = _single_inference(session, feeds, boundary)
+    warm_until = clock() + int(seconds * 1e8)
+    once()
+    once()
+    while clock() < warm_until:
+        once()
+    samples = sample(once, min_runs=runs, min_s=0, max_s=seconds, max_runs=runs, clock=clock)
+    per_s = _single_stream_per_s(samples, batch)
+    if offline and session.parallelism > 1:
+        budget = Budget(min_runs=runs, min_s=seconds, max_s=seconds, max_runs=sys.maxsize)
+        per_s = measure_throughput(
+            session, feeds, session.parallelism, batch, boundary, budget, clock=clock
+        ).per_s
+    return {"samples_ms": samples, "throughput_per_s": per_s}
 
 
 def measure_throughput(
@@ -200,7 +236,7 @@ def measure_throughput(
     parallelism: int,
     batch: int,
     boundary: Boundary = Boundary.HOST,
-    limits: Limits | None = None,
+    budget: Budget | None = None,
     *,
     clock: Clock = time.perf_counter_ns,
 ) -> Throughput:
@@ -211,7 +247,7 @@ def measure_throughput(
     the computation, so the figure is a floor. Ends when `min_runs` inferences and `min_s` are
     met, or at `max_s`.
     """
-    limits = limits or Limits()
+    budget = budget or Budget()
     host = boundary is Boundary.HOST
 
     def wave() -> None:
@@ -236,9 +272,9 @@ def measure_throughput(
             waves += 1
             spent = clock() - start
             done = waves * parallelism
-            if spent >= limits.max_s * 1e9:
+            if spent >= budget.max_s * 1e9:
                 break
-            if done >= limits.max_runs or (spent >= limits.min_s * 1e9 and done >= limits.min_runs):
+            if done >= budget.max_runs or (spent >= budget.min_s * 1e9 and done >= budget.min_runs):
                 break
     seconds = max(spent, 1) / 1e9
     return Throughput(done * batch / seconds, done, seconds)
