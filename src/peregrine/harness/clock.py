@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import gc
 import statistics as stdlib_statistics
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -36,6 +35,7 @@ _WINDOW_RUNS = 5
 _WINDOW_NS = 50_000_000
 _SLOW_WINDOW_RUNS = 2
 _SLOW_WINDOW_NS = 500_000_000
+_TURN_STRETCH = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,21 +209,20 @@ def turn(
 ) -> dict[str, Any]:
     """One turn of an interleaved final: `samples_ms` and `throughput_per_s`, as in `FinalRound`.
 
-    Another candidate ran just before, so caches are cold: a tenth of `seconds` (at least two
-    runs) is spent warm before the first sample. Then at least one and at most `runs` samples,
-    within `seconds`. With `offline`, as many seconds again go to the throughput of
-    `session.parallelism` inferences in flight, where that is above 1.
+    Another candidate ran just before, so caches are cold: one run, and a tenth of `seconds`,
+    pass before the first sample. Then samples until there are `runs` of them and `seconds`
+    have passed, cut at 16 times `seconds` for a slow model. With `offline` the throughput of
+    `session.parallelism` inferences in flight is taken as long again, where that is above 1.
     """
     once = _single_inference(session, feeds, boundary)
     warm_until = clock() + int(seconds * 1e8)
     once()
-    once()
     while clock() < warm_until:
         once()
-    samples = sample(once, min_runs=runs, min_s=0, max_s=seconds, max_runs=runs, clock=clock)
+    budget = Budget(min_runs=runs, min_s=seconds, max_s=_TURN_STRETCH * seconds)
+    samples = sample(once, min_runs=runs, min_s=budget.min_s, max_s=budget.max_s, clock=clock)
     per_s = _single_stream_per_s(samples, batch)
     if offline and session.parallelism > 1:
-        budget = Budget(min_runs=runs, min_s=seconds, max_s=seconds, max_runs=sys.maxsize)
         per_s = measure_throughput(
             session, feeds, session.parallelism, batch, boundary, budget, clock=clock
         ).per_s
