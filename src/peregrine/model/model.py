@@ -22,8 +22,8 @@ MODEL_FILE = "model.json"
 class ModuleSource:
     """How a worker rebuilds the PyTorch module, without pickles.
 
-    `kind` is "zoo" or "factory" (call `ref`, then load `weights`), or "exported" (open the
-    torch.export program at `program`). Paths are relative to the model directory.
+    `kind` is "zoo" or "factory" (call `ref`, then load `weights`), or "exported" or
+    "torchscript" (open the file at `program`). Paths are relative to the model directory.
     """
 
     kind: str
@@ -32,9 +32,12 @@ class ModuleSource:
     weights: str = ""
     """A safetensors file of the state dict."""
     program: str = ""
-    """A `.pt2` file."""
+    """A `.pt2` file, or a TorchScript one that the user trusted."""
     search_path: tuple[str, ...] = ()
     """Directories to import the factory from, beyond the interpreter's own."""
+    adapt: bool = False
+    """Whether the module takes inputs by keyword or returns more than a flat tuple, so that
+    `load_module` must wrap it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,11 @@ class OnnxRunner:
                 "ONNX Runtime cannot load the graph.", why=str(error)[:400]
             ) from error
 
+    @property
+    def input_names(self) -> set[str]:
+        """The graph's inputs; an exporter may have dropped what nothing uses."""
+        return {value.name for value in self._session.get_inputs()}
+
     def run(self, feeds: Feeds) -> list[Array]:
         """Outputs in the graph's order."""
         try:
