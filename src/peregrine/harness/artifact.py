@@ -2,13 +2,59 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
 from pathlib import Path
 
 from peregrine import bundle
+from peregrine.errors import RunDirectoryError
 from peregrine.fingerprint import current
-from peregrine.harness.reference import Judging
-from peregrine.harness.rundir import RunDirectory
-from peregrine.harness.trial import Setting
+from peregrine.harness.rundir import RunDirectory, slug
 from peregrine.model.model import Model
-from peregrine.results import Report
-from peregrine.types import Candidate
+from peregrine.results import Report, to_builtins
+from peregrine.types import Candidate, Profile, Target
+
+
+def keep_winner(run: RunDirectory, report: Report, out: Path, *, force: bool = False) -> Path:
+    """Write the winner's artefact, the model and the report to `out`.
+
+    The fingerprint takes its versions from the worker that built the artefact, which may have
+    run in another interpreter than this one.
+
+    Raises:
+        RunDirectoryError: the run has no winner, or its artefact is gone.
+    """
+    row = report.candidate(report.winner.id) if report.winner else None
+    if row is None:
+        raise RunDirectoryError(f"{run.path} has no winner.", fix="Run the race to its end.")
+    request = run.request
+    model = Model.open(run.file("model"))
+    candidate = Candidate(row.backend, row.variant, row.precision, row.options)
+    batch = request.batches[0] if model.batch else 1
+    target = Target(request.device, Profile.fixed(model.sizes(batch)), request.threads)
+    artifact = run.file("artifacts", slug(candidate.id))
+    if not artifact.is_dir():
+        raise RunDirectoryError(
+            f"The winner's artefact {artifact} is gone.", fix="Run the race again."
+        )
+    fingerprint = current(
+        model,
+        candidate,
+        target,
+        versions=row.versions,
+        python=".".join(row.python.split(".")[:2]),
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        report_json = Path(scratch) / "report.json"
+        report_json.write_text(json.dumps(to_builtins(report)))
+        return bundle.write(
+            out,
+            model=model,
+            candidate=candidate,
+            target=target,
+            fingerprint=fingerprint,
+            artifact=artifact,
+            report_json=report_json,
+            validation=row.validation,
+            force=force,
+        )

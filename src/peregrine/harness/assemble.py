@@ -10,8 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import msgspec
-
 from peregrine.errors import RunDirectoryError
 from peregrine.harness import wire
 from peregrine.harness.final import Reload, with_reload
@@ -28,6 +26,7 @@ from peregrine.results import (
     ModelRecord,
     Report,
     Status,
+    from_builtins,
 )
 from peregrine.select import break_even, decide, rank
 
@@ -91,11 +90,11 @@ def findings(run: RunDirectory) -> Findings:
 
 def _as(record: Any, kind: type[_T]) -> _T:
     try:
-        return msgspec.convert(record, kind)
-    except msgspec.ValidationError as error:
+        return from_builtins(record, kind)
+    except ValueError as error:
         raise RunDirectoryError(
             "The run's results do not have the form this version reads.",
-            why=f"{kind.__name__}: {error}",
+            why=str(error),
             fix="Read them with the version of Peregrine that wrote them, or run again.",
         ) from error
 

@@ -29,8 +29,8 @@ from peregrine.validate import compare
 _FIRST_ROUNDS = 4
 _PLAINLY_SLOWER = 1.15
 """A candidate leaves when even its best of the first rounds was this much behind the leader."""
-_TURN_RUNS = 5
-_TURN_S = 0.25
+_TURN_RUNS = 30
+_TURN_S = 0.4
 _MEMORY_SHARE = 0.8
 
 

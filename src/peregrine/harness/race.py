@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import shutil
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from peregrine.environments import interpreter_for
@@ -164,11 +165,8 @@ class _Race:
         for candidate in plan.candidates:
             if candidate.id in done:
                 continue
-            name = candidate.id
-            self.tell(CandidateStarted(name))
-            row = run_trial(
-                setting, candidate, lambda p, d, name=name: self.tell(PhaseStarted(name, p, d))
-            )
+            self.tell(CandidateStarted(candidate.id))
+            row = run_trial(setting, candidate, partial(self.phase, candidate.id))
             run.append("candidate", row)
             self.tell(CandidateDone(row))
         if not plan.candidates:
@@ -177,6 +175,9 @@ class _Race:
                 why="\n".join(f"{r.id}: {r.reason}" for r in plan.absent),
                 fix=next((r.fix for r in plan.absent if r.fix), "Run `peregrine doctor`."),
             )
+
+    def phase(self, name: str, phase: str, detail: str) -> None:
+        self.tell(PhaseStarted(name, phase, detail))
 
     def final(self, setting: Setting) -> None:
         """Interleaved rounds of all rows that can win."""
@@ -197,7 +198,7 @@ class _Race:
             offline=objective.goal is Goal.THROUGHPUT,
             record=record,
             progress=lambda done, of: self.tell(FinalRoundDone(done, of)),
-            phase=lambda name, phase, detail: self.tell(PhaseStarted(name, phase, detail)),
+            phase=self.phase,
         )
         run.append("final_done", {})
 

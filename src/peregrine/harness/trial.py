@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from peregrine.backends import registry
 from peregrine.environments import interpreter_for
 from peregrine.errors import (
@@ -30,7 +28,15 @@ from peregrine.harness.request import Request
 from peregrine.harness.rundir import RunDirectory, slug
 from peregrine.harness.watch import available_mb
 from peregrine.model.model import Model
-from peregrine.results import Boundary, CandidateResult, Measurement, Memory, Status, Validation
+from peregrine.results import (
+    Boundary,
+    CandidateResult,
+    Measurement,
+    Memory,
+    Status,
+    Validation,
+    from_builtins,
+)
 from peregrine.types import Array, Candidate, Placement, Profile, Target
 from peregrine.validate import compare, judge_labels
 
@@ -253,7 +259,7 @@ class _Trial:
     def prove_placement(self, worker: Worker, feeds: FeedSet) -> None:
         self.phase("placement", "")
         answer = self.call(worker, "placement", feeds, self.batches[0])
-        placement = msgspec.convert(answer["placement"], Placement)
+        placement = from_builtins(answer["placement"], Placement)
         self.update(placement=placement)
         if placement.fell_back and not self.request.allow_fallback:
             self.update(
@@ -286,7 +292,7 @@ class _Trial:
             budget=budget or full,
             quiet=True,
         )
-        measurement = msgspec.convert(answer["measurement"], Measurement)
+        measurement = from_builtins(answer["measurement"], Measurement)
         self.measured.append(measurement)
         self.update(measurements=tuple(self.measured))
         return measurement
