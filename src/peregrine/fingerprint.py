@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import platform
 import sys
 from collections.abc import Iterable, Mapping
@@ -13,6 +12,7 @@ from typing import Any
 from peregrine import hardware
 from peregrine.hardware import machine
 from peregrine.model.model import Model
+from peregrine.results import to_builtins
 from peregrine.types import Candidate, DimRange, Profile, Scalar, Target
 
 __all__ = ["Fingerprint", "current", "differences", "machine", "versions_of"]
@@ -47,7 +47,7 @@ class Fingerprint:
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready; `from_json` is its inverse."""
-        return dataclasses.asdict(self)
+        return dict(to_builtins(self))
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Fingerprint:

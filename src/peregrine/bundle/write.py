@@ -119,7 +119,11 @@ def _refuse_existing(out: Path, *, force: bool) -> None:
 
 def _copy_tree(source: Path, destination: Path) -> None:
     """Copy the files of a directory, links as what they point at, without byte code."""
-    for directory, folders, files in os.walk(source, followlinks=True):
+
+    def stop(error: OSError) -> None:
+        raise error
+
+    for directory, folders, files in os.walk(source, followlinks=True, onerror=stop):
         folders[:] = sorted(name for name in folders if name != "__pycache__")
         target = destination / Path(directory).relative_to(source)
         target.mkdir(parents=True, exist_ok=True)
