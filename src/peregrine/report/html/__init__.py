@@ -1,0 +1,138 @@
+"""The report as one HTML file that needs nothing else: no network, no script, no font."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import shlex
+from importlib.resources import files
+from pathlib import Path
+
+from peregrine.report import words
+from peregrine.report.command import reproduce
+from peregrine.report.html import facts, latency, proof, scaling
+from peregrine.report.html.key import keys
+from peregrine.report.html.markup import Markup, Node, details, el, join
+from peregrine.report.standings import standings
+from peregrine.report.store import write_text
+from peregrine.results import Report
+
+
+def write_html(report: Report, path: Path) -> None:
+    """Write the page to `path`, replacing what is there in one step.
+
+    Raises:
+        RunDirectoryError: the directory cannot be written.
+    """
+    write_text(path, page(report))
+
+
+def page(report: Report) -> str:
+    """The page. Its content security policy lets it load nothing, run nothing but its own
+    script, and send nothing anywhere."""
+    style, script = _asset("page.css"), _asset("page.js")
+    policy = (
+        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
+        f"script-src '{_digest(script)}'; base-uri 'none'; form-action 'none'"
+    )
+    title = f"{report.model.name or 'model'}: Peregrine report"
+    head = el(
+        "head",
+        el("meta", charset="utf-8"),
+        el("meta", http_equiv="Content-Security-Policy", content=policy),
+        el("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        el("meta", name="color-scheme", content="light dark"),
+        el("title", title),
+        el("style", Markup(style)),
+    )
+    body = el("body", *_body(report), el("script", Markup(script)))
+    return "<!doctype html>\n" + el("html", head, body, lang="en") + "\n"
+
+
+def _body(report: Report) -> list[Node]:
+    placed = standings(report)
+    marks = keys(placed)
+    everyone = proof.in_order(report, placed)
+    measured = bool(placed.rows)
+    commands = {c.id: shlex.join(words_) for c in everyone if (words_ := reproduce(report, c.id))}
+    at = f"batch {placed.batch}, {placed.boundary} boundary"
+    sections: list[Node] = [facts.outcome(report, placed)]
+    if report.warnings or not report.complete:
+        sections.append(_warnings(report))
+    if measured:
+        sections += [
+            _section(
+                "Ranking", f"{report.objective}, {at}",
+                latency.ranking(placed, marks), facts.standings_table(report, placed, marks),
+            ),
+            _section(
+                "Final", "Finalists took turns in interleaved rounds, so that noise that comes and "
+                "goes meets all of them. Each dot is a round with its 95% interval, the band is "
+                "the interval over all rounds.", latency.finals(report, marks),
+            ),
+            _section(
+                "Latency distribution", f"Every sample, {at}.",
+                latency.cumulative(placed, marks),
+                el("h3", "Steadiness"), latency.spread(placed, report.final_rounds, marks),
+            ),
+            el(
+                "div",
+                _section("Throughput against batch", "", scaling.throughput(placed, marks)),
+                _section("Memory against batch", "", scaling.memory(placed, marks)),
+                class_="pair",
+            ),
+        ]  # fmt: skip
+    sections += [
+        _section(
+            "Validation", f"Outputs against {report.reference.workflow} on "
+            f"{', '.join(report.reference.inputs) or 'its inputs'}.",
+            proof.validation(everyone, marks), proof.labelled(everyone, marks),
+        ),
+        _section("Placement", "Where the nodes really ran, as each runtime reported it.",
+                 proof.placement(everyone, marks)),
+    ]  # fmt: skip
+    if placed.out:
+        sections.append(_section("May not win", "", proof.out_of_the_race(placed)))
+    if measured:
+        sections += [
+            _section(
+                "Costs", "", facts.costs(everyone, marks),
+                details("All measurements", facts.measurements(placed, marks)),
+            )
+        ]  # fmt: skip
+    sections += [
+        _section("Run one row again", "", proof.reproduction(everyone, commands, marks)),
+        _section("Setting", "", facts.setting(report)),
+    ]
+    return [
+        el("header", el("div", el("span", "Peregrine", class_="brand"), " ", report.model.name,
+                        class_="who"),
+           el("div", words.machine(report.machine), class_="dim"), class_="top"),
+        el("main", sections),
+        el("footer", f"Peregrine {report.versions.get('peregrine-inference', '')} · ",
+           f"report format {report.format} · {report.finished or report.started}"),
+    ]  # fmt: skip
+
+
+def _section(title: str, lead: str, *content: Markup) -> Markup:
+    """A titled part of the page; nothing where there is nothing to show."""
+    if not any(content):
+        return join(None)
+    return el("section", el("h2", title), el("p", lead, class_="lead") if lead else None, *content)
+
+
+def _warnings(report: Report) -> Markup:
+    lines = list(report.warnings)
+    if not report.complete:
+        lines.insert(0, "This race was interrupted: not every row is here.")
+    return el("section", el("h2", "To know about"), el("ul", [el("li", x) for x in lines]),
+              class_="warnings")  # fmt: skip
+
+
+def _asset(name: str) -> str:
+    return files("peregrine.report.html").joinpath(name).read_text("utf-8")
+
+
+def _digest(script: str) -> str:
+    digest = hashlib.sha256(script.encode()).digest()
+    return f"sha256-{base64.b64encode(digest).decode()}"
