@@ -68,6 +68,8 @@ class Model:
     weights: str = ""
     """Where the weights come from, in words for the report: `pretrained (...)`, `from the
     file`, `random, seed 0, BatchNorm statistics conditioned on random inputs`."""
+    parameters: int | None = None
+    """Elements of all weights; None where nobody counted."""
     classifier: bool = False
     """Whether the first output is scores over classes, so that top-1 means something."""
     notes: tuple[str, ...] = ()
