@@ -101,6 +101,18 @@ def error(value: float | None) -> str:
     return f"{value:.1e}"
 
 
+def cosine(value: float) -> str:
+    """0.9999998; never rounded up to 1 where it is less."""
+    if not math.isfinite(value):
+        return number(value)
+    return "1" if value == 1 else f"{min(value, 0.9999999):.7f}" if value < 1 else f"{value:.7f}"
+
+
+def limit(value: float) -> str:
+    """A threshold as it was set."""
+    return f"{value:g}" if math.isfinite(value) else "unlimited"
+
+
 def count(quantity: int, noun: str, plural: str = "") -> str:
     """1 image, 3 images."""
     return f"{quantity:,} {noun if quantity == 1 else plural or noun + 's'}"

@@ -54,22 +54,20 @@ def _tile(figure: str, what: str, more: str) -> Markup:
 
 def standings_table(report: Report, placed: Standings, keys: Mapping[str, Key]) -> Markup:
     """A row per measured candidate: what the terminal shows, sortable here."""
-    head = ("", "candidate", "", "p50 ms", "95% interval", "p99 ms", "items/s", "at batch",
-            "speed", "memory", "build", "scaled error", "unequal", "top-1")  # fmt: skip
+    head = ("candidate", "", "p50 ms", "95% interval", "p99 ms", "items/s @batch", "speed",
+            "memory", "build", "scaled error", "unequal", "top-1")  # fmt: skip
     body = []
     for row in placed.rows:
         c, m, v = row.result, row.headline, row.result.validation
         won = report.winner is not None and c.id == report.winner.id
         state = "winner" if won else "tied" if row.tied else words.badge(c)
         body.append([
-            el("td", words.place(row, report), class_="num"),
-            el("th", name(c.id, keys[c.id]), scope="row"),
+            name(c.id, keys[c.id]),
             el("td", badge(state)),
             figures.number(m.latency_ms.p50),
             figures.interval(*m.ci95_ms),
             figures.number(m.latency_ms.p99),
-            figures.number(row.best.throughput_per_s),
-            str(row.best.batch),
+            f"{figures.number(row.best.throughput_per_s)} @{row.best.batch}",
             figures.times(row.speedup),
             figures.memory(c.memory.host_peak_mb if c.memory else None),
             figures.seconds(c.build_s),
@@ -79,7 +77,7 @@ def standings_table(report: Report, placed: Standings, keys: Mapping[str, Key]) 
         ])  # fmt: skip
     note = f"speed: against {placed.baseline_name}. " if placed.baseline else ""
     note += "Latency is single stream; throughput is each row's best batch."
-    return join((table(head, body, label="Ranking", numeric_from=3), el("p", note, class_="dim")))
+    return join((table(head, body, label="Ranking", numeric_from=2), el("p", note, class_="dim")))
 
 
 def costs(rows: list[CandidateResult], keys: Mapping[str, Key]) -> Markup:

@@ -51,7 +51,12 @@ def breakable(identifier: str) -> Markup:
 
 
 def table(
-    head: Iterable[Node], rows: Iterable[Iterable[Node]], *, label: str, numeric_from: int = 1
+    head: Iterable[Node],
+    rows: Iterable[Iterable[Node]],
+    *,
+    label: str,
+    numeric_from: int = 1,
+    sortable: bool = True,
 ) -> Markup:
     """A table in a box that scrolls by itself on a narrow screen. The first cell of a row heads it.
 
@@ -67,14 +72,15 @@ def table(
                 cells.append(cell)
                 continue
             tag, side = ("th", "row") if number == 0 else ("td", None)
-            kind = "num" if number >= numeric_from else None
-            cells.append(el(tag, cell, class_=kind, scope=side))
+            align = "num" if number >= numeric_from else None
+            cells.append(el(tag, cell, class_=align, scope=side))
         body.append(el("tr", *cells))
     heads = [
         el("th", title, scope="col", class_="num" if number >= numeric_from else None)
         for number, title in enumerate(titles)
     ]
-    inner = el("table", el("thead", el("tr", heads)), el("tbody", body), class_="sortable")
+    kind = "sortable" if sortable else None
+    inner = el("table", el("thead", el("tr", heads)), el("tbody", body), class_=kind)
     return el("div", inner, class_="scroll", tabindex="0", role="region", aria_label=label)
 
 

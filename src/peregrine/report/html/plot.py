@@ -71,6 +71,8 @@ class Series:
     points: tuple[tuple[float, float], ...]
     tips: tuple[str, ...] = ()
     """A sentence a point; points without one have no dot."""
+    key_at: tuple[float, float] | None = None
+    """Where its key stands; None: at its right end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +127,8 @@ def line_chart(series: Sequence[Series], x: Axis, y: Axis, *, label: str) -> Mar
         svg(grid, lines, label=label),
         [_mark(y.label(v), "ytick", "bottom", y.scale(v)) for v in y.marks],
         [_mark(x.label(v), "xtick", "left", x.scale(v)) for v in x.marks],
-        _end_keys(series, y.scale),
+        _end_keys([s for s in series if s.key_at is None], y.scale),
+        [_inner_key(s, s.key_at, x.scale, y.scale) for s in series if s.key_at],
         class_="plot",
     )
     return el(
@@ -157,6 +160,11 @@ def _end_keys(series: Sequence[Series], scale: Scale) -> list[Markup]:
            style=f"bottom:{(at - over) / 10:.2f}%;{_colour(one)}")
         for at, one in placed
     ]  # fmt: skip
+
+
+def _inner_key(series: Series, at: tuple[float, float], x: Scale, y: Scale) -> Markup:
+    place = f"left:{x(at[0]) / 10:.2f}%;bottom:{y(at[1]) / 10:.2f}%;{_colour(series)}"
+    return el("span", series.key, class_="inkey", data_key=series.key, style=place)
 
 
 def legend(series: Sequence[Series]) -> Markup:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from peregrine.report import figures, words
-from peregrine.report.html.key import Key, name
+from peregrine.report.html.key import Key, colour, name
 from peregrine.report.html.markup import (
     Markup,
     Node,
@@ -30,31 +30,45 @@ def in_order(report: Report, placed: Standings) -> list[CandidateResult]:
 
 def validation(rows: list[CandidateResult], keys: Mapping[str, Key]) -> Markup:
     """Every output of every candidate against the reference."""
-    body = [
-        [name(c.id, keys.get(c.id)), *_comparison(output)]
-        for c in rows
-        for output in (c.validation.outputs if c.validation else ())
-    ]
+    body: list[list[Node]] = []
+    for c in rows:
+        outputs = c.validation.outputs if c.validation else ()
+        for number, output in enumerate(outputs):
+            cells = _comparison(output)
+            if number == 0:
+                title = name(c.id, keys.get(c.id))
+                cells.insert(0, el("th", title, scope="rowgroup", rowspan=len(outputs)))
+            body.append(cells)
     if not body:
         return el("p", "No candidate came as far as validation.", class_="dim")
     head = ("candidate", "output", "", "scaled error", "cosine", "max |error|", "unequal 1e-4",
             "unequal 1e-3", "NaN", "Inf", "top-1 agrees")  # fmt: skip
     limits = _limits(rows)
-    return join((table(head, body, label="Validation of every output", numeric_from=3), limits))
+    return join(
+        (
+            table(head, body, label="Validation of every output", numeric_from=3, sortable=False),
+            limits,
+        )
+    )
 
 
 def _comparison(output: OutputComparison) -> list[Node]:
     return [
         el("td", el("code", output.output)),
         el("td", badge("ok" if output.passed else "invalid"), title=output.reason or None),
-        figures.error(output.scaled_error),
-        f"{output.cosine:.7f}",
-        figures.error(output.max_abs),
-        figures.percent(output.non_equal_percent),
-        figures.percent(output.non_equal_percent_1e3),
-        f"{output.nan_count:,}",
-        f"{output.inf_count:,}",
-        figures.share(output.top1_agreement),
+        *(
+            el("td", figure, class_="num")
+            for figure in (
+                figures.error(output.scaled_error),
+                figures.cosine(output.cosine),
+                figures.error(output.max_abs),
+                figures.percent(output.non_equal_percent),
+                figures.percent(output.non_equal_percent_1e3),
+                f"{output.nan_count:,}",
+                f"{output.inf_count:,}",
+                figures.share(output.top1_agreement),
+            )
+        ),
     ]
 
 
@@ -62,7 +76,10 @@ def _limits(rows: list[CandidateResult]) -> Markup:
     found: dict[str, str] = {}
     for c in rows:
         if c.validation:
-            limits = (f"{k} {figures.number(v)}" for k, v in c.validation.thresholds.items())
+            limits = (
+                f"{k.replace('_', ' ')} {figures.limit(v)}"
+                for k, v in c.validation.thresholds.items()
+            )
             found[str(c.precision)] = ", ".join(limits)
     words_ = "; ".join(f"{precision}: {text}" for precision, text in found.items() if text)
     return el("p", f"Thresholds: {words_}.", class_="dim") if words_ else join(None)
@@ -115,14 +132,14 @@ def placement(rows: list[CandidateResult], keys: Mapping[str, Key]) -> Markup:
         if placed.graph_breaks is not None:
             parts.append(figures.count(placed.graph_breaks, "graph break"))
         state = badge("fell back") if placed.fell_back else None
-        key = keys.get(c.id)
         notes = " ".join(x for x in (placed.detail, placed.proof and f"From: {placed.proof}.") if x)
+        title = name(c.id, keys.get(c.id))
         drawn.append(
             el("div",
-               el("div", name(c.id, key), el("span", state, class_="value"), class_="head"),
+               el("div", title, el("span", state, class_="value"), class_="head"),
                el("div", bars, class_="parts"),
                el("p", " · ".join(parts), el("span", f" {notes}", class_="dim"), class_="note"),
-               class_="row", style=f"--c:var({key.colour if key else '--other'})")
+               class_="row", style=f"--c:var({colour(c.backend)})")
         )  # fmt: skip
     if not drawn:
         return el("p", "No candidate came as far as running.", class_="dim")

@@ -1,0 +1,91 @@
+"""One script a candidate that races just that row again, with the versions it ran on."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shlex
+from pathlib import Path
+
+from peregrine.errors import RunDirectoryError
+from peregrine.report.command import reproduce
+from peregrine.report.store import write_text
+from peregrine.report.words import plain
+from peregrine.results import CandidateResult, Report
+
+DIRECTORY = "reproduce"
+
+
+def write_scripts(report: Report, run_dir: Path) -> list[Path]:
+    """Write `reproduce/<candidate>.sh` below `run_dir`, executable, one a candidate.
+
+    Raises:
+        RunDirectoryError: the directory cannot be written.
+    """
+    paths = []
+    for result, name in zip(report.candidates, file_names(report), strict=True):
+        path = run_dir / DIRECTORY / f"{name}.sh"
+        write_text(path, script(report, result))
+        try:
+            path.chmod(0o755)
+        except OSError as error:
+            raise RunDirectoryError(
+                f"{path} cannot be made executable.", why=error.strerror or str(error)
+            ) from error
+        paths.append(path)
+    return paths
+
+
+def file_names(report: Report) -> list[str]:
+    """A file name a candidate, in the report's order, each once.
+
+    Ids that differ only in what a file name cannot hold are told apart by a digest.
+    """
+    slugs = [re.sub(r"[^A-Za-z0-9.=_]+", "-", c.id).strip("-.")[:120] for c in report.candidates]
+    folded = [slug.lower() for slug in slugs]
+    names = []
+    for result, slug in zip(report.candidates, slugs, strict=True):
+        if not slug or folded.count(slug.lower()) > 1:
+            digest = hashlib.sha256(result.id.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+            slug = f"{slug}-{digest}".lstrip("-")
+        names.append(slug)
+    return names
+
+
+def script(report: Report, result: CandidateResult) -> str:
+    """The script that races `result` again; extra arguments are passed on."""
+    lines = [
+        "#!/usr/bin/env bash",
+        _comment(f"{result.id} on {report.model.name}: {result.status}, {result.finished}"),
+        _comment(f"Measured on {report.machine.cpu}, {report.machine.os}."),
+        _comment("Run it from the directory the race was started in; paths are relative to it."),
+    ]
+    if result.python:
+        lines.append(_comment(f"Interpreter: {result.python}, Python {report.machine.python}"))
+    pins = [f"{name}=={_public(version)}" for name, version in sorted(result.versions.items())]
+    if pins:
+        lines.append("# The versions that ran:")
+        lines.append(_comment(f"  python -m pip install {shlex.join(pins)}"))
+    lines += ["", "set -euo pipefail", *_action(report, result), ""]
+    return "\n".join(lines)
+
+
+def _action(report: Report, result: CandidateResult) -> list[str]:
+    words = reproduce(report, result.id)
+    if words:
+        return [f'exec {shlex.join(map(plain, words))} "$@"']
+    said = (
+        "This model was a Python object: it has no name on a command line. In Python, call "
+        f"peregrine.bench(model, inputs, only=[{plain(result.id)!r}])."
+    )
+    return [f"echo {shlex.quote(said)} >&2", "exit 1"]
+
+
+def _public(version: str) -> str:
+    """Without the local part (`2.13.0+cpu`), which package indexes do not know."""
+    return version.partition("+")[0]
+
+
+def _comment(text: str) -> str:
+    """One comment line, whatever the text holds."""
+    return "# " + " ".join(plain(text).splitlines())
