@@ -56,10 +56,18 @@ def installed() -> Iterator[Provider]:
     """Every provider of the installed build, CPU first, then every plugin's."""
     import onnxruntime as ort
 
-    built_in = [name for name in ort.get_available_providers() if name not in _REMOTE]
+    plugins = list(_plugins())
+    # From its registration on, a plugin's provider is listed beside the built-in ones, and so
+    # are its meta devices, as `<name>.AUTO`.
+    theirs = {plugin.name for plugin in plugins}
+    built_in = [
+        name
+        for name in ort.get_available_providers()
+        if name not in _REMOTE and name.partition(".")[0] not in theirs
+    ]
     for name in sorted(built_in, key=lambda name: name != CPU):
         yield Provider(name)
-    yield from _plugins()
+    yield from plugins
 
 
 def plugin_distributions() -> tuple[str, ...]:
@@ -149,7 +157,6 @@ def _plugin_device(provider: Provider, target: Target) -> Any:
         _registered.add(provider.module)
     devices = ort.get_ep_devices()
     wanted = "CPU" if target.device == "cpu" else "GPU"
-    # A plugin may offer meta devices too, under longer names such as `<name>.AUTO`.
     offered = [d for d in devices if d.ep_name == provider.name and d.device.type.name == wanted]
     index = int(device_index(target))
     if index < len(offered):
