@@ -41,6 +41,39 @@ class Sample:
     names: tuple[str, ...]
 
 
+def random_inputs(
+    inputs: Sequence[TensorSpec],
+    sizes: Mapping[str, int],
+    ranges: Mapping[str, tuple[float, float]],
+    seed: int,
+) -> dict[str, Array]:
+    """Random arrays for `inputs` at these sizes."""
+    rng = np.random.default_rng(seed)
+    return {
+        spec.name: random_array(spec, spec.resolve(sizes), ranges.get(spec.name), rng)
+        for spec in inputs
+    }
+
+
+def call(module: nn.Module, feeds: Feeds, sizes: Mapping[str, int]) -> object:
+    """What a module returns for `feeds`, given by position.
+
+    Raises:
+        ModelError: it fails; the message holds its own words.
+    """
+    try:
+        with torch.inference_mode():
+            return module(*map(to_tensor, feeds.values()))
+    except Exception as error:
+        shapes = ", ".join(f"{k}:{v.dtype.name}{list(v.shape)}" for k, v in feeds.items())
+        raise ModelError(
+            "The module does not run on inputs of the given shapes.",
+            why=f"{shapes} ({dict(sizes)}): {type(error).__name__}: {str(error)[:400]}",
+            fix="Check --input (names, dtypes, shapes, ranges); a dimension that the network "
+            "fixes must be a number.",
+        ) from error
+
+
 def run_module(
     module: nn.Module,
     inputs: Sequence[TensorSpec],
@@ -48,28 +81,9 @@ def run_module(
     ranges: Mapping[str, tuple[float, float]],
     seed: int,
 ) -> Sample:
-    """Run a positional module on random inputs.
-
-    Raises:
-        ModelError: it fails at these sizes; the message holds its own words.
-    """
-    rng = np.random.default_rng(seed)
-    feeds = {
-        spec.name: random_array(spec, spec.resolve(sizes), ranges.get(spec.name), rng)
-        for spec in inputs
-    }
-    try:
-        with torch.inference_mode():
-            result = module(*map(to_tensor, feeds.values()))
-    except Exception as error:
-        raise ModelError(
-            "The module does not run on inputs of the given shapes.",
-            why=f"{', '.join(map(str, inputs))} with {dict(sizes)}: "
-            f"{type(error).__name__}: {str(error)[:400]}",
-            fix="Check --input (names, dtypes, shapes, ranges); a dimension that the network "
-            "fixes must be a number.",
-        ) from error
-    named = list(named_tensors(result))
+    """Run a positional module on random inputs. Raises what `call` raises."""
+    feeds = random_inputs(inputs, sizes, ranges, seed)
+    named = list(named_tensors(call(module, feeds, sizes)))
     return Sample(
         dict(sizes), feeds, tuple(to_array(t) for _, t in named), tuple(n for n, _ in named)
     )
@@ -189,13 +203,12 @@ def _by_tracing(
         spec.name: {axis: dim for axis, dim in enumerate(spec.shape) if isinstance(dim, str)}
         for spec in inputs
     }
-    buffer = io.BytesIO()
     try:
         with torch.no_grad():
             torch.onnx.export(
                 module,
                 tuple(map(to_tensor, sample.feeds.values())),
-                buffer,
+                str(path),
                 dynamo=False,
                 opset_version=OPSET,
                 input_names=[spec.name for spec in inputs],
@@ -204,7 +217,6 @@ def _by_tracing(
             )
     except Exception as error:
         raise _failed(error) from error
-    path.write_bytes(buffer.getvalue())
 
 
 def _by_program(
@@ -257,9 +269,12 @@ def _verify(path: Path, samples: Sequence[Sample], outputs: Sequence[TensorSpec]
     """
     runner = OnnxRunner(path)
     for sample in samples:
-        for spec, want, got in zip(
-            outputs, sample.outputs, runner.run(_fed(runner, sample.feeds)), strict=True
-        ):
+        results = runner.run(_fed(runner, sample.feeds))
+        if len(results) != len(outputs):
+            raise ExportError(
+                "its graph is wrong:", why=f"{len(results)} outputs instead of {len(outputs)}"
+            )
+        for spec, want, got in zip(outputs, sample.outputs, results, strict=True):
             problem = disagreement(want, got)
             if problem:
                 at = ", ".join(f"{name}={size}" for name, size in sample.sizes.items())

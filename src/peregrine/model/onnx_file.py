@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from peregrine.errors import ModelCorrupt, ModelNotFound, Unsupported
-from peregrine.types import Dim, TensorSpec
+from peregrine.types import Dim, TensorSpec, numpy_dtype
 
 if TYPE_CHECKING:
     import onnx
@@ -178,7 +178,9 @@ def write(
 
     Returns the sha256 of the graph and of its external data, in order of their names.
     `source_directory` is where external data lies now; None when there is none on disk.
+    Inputs that an exporter dropped, because nothing uses them, come back as unused ones.
     """
+    _add_unused_inputs(model, inputs)
     _set_dims(model, [*inputs, *outputs])
     directory.mkdir(parents=True, exist_ok=True)
     blob = model.SerializeToString(deterministic=True)
@@ -193,6 +195,23 @@ def write(
             while chunk := file.read(1 << 24):
                 digest.update(chunk)
     return digest.hexdigest()
+
+
+def _add_unused_inputs(model: onnx.ModelProto, inputs: Sequence[TensorSpec]) -> None:
+    import onnx
+
+    present = {value.name: value for value in model.graph.input}
+    if all(spec.name in present for spec in inputs):
+        return
+    del model.graph.input[:]
+    for spec in inputs:
+        if spec.name in present:
+            model.graph.input.append(present[spec.name])
+        else:
+            element = onnx.helper.np_dtype_to_tensor_dtype(numpy_dtype(spec.dtype))
+            model.graph.input.append(
+                onnx.helper.make_tensor_value_info(spec.name, element, spec.shape)
+            )
 
 
 def _set_dims(model: onnx.ModelProto, wanted: Sequence[TensorSpec]) -> None:

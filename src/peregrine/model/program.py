@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -137,8 +138,20 @@ def module_of(program: ExportedProgram) -> nn.Module:
 
 
 def save_program(program: ExportedProgram, path: Path) -> None:
-    """Write a `.pt2` without the example inputs."""
+    """Write a `.pt2` without the example inputs.
+
+    Raises:
+        ExportError: torch cannot serialise it.
+        OSError: the file cannot be written.
+    """
     bare = copy.copy(program)
     bare._example_inputs = None  # a pickle inside the archive, of no use to anyone here
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.export.save(bare, path)
+    buffer = io.BytesIO()  # by way of memory, so that a full disk is told from a bad program
+    try:
+        torch.export.save(bare, buffer)
+    except Exception as error:
+        raise ExportError(
+            "torch.export cannot save the module.", why=f"{type(error).__name__}: {error}"
+        ) from error
+    path.write_bytes(buffer.getbuffer())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
@@ -17,7 +18,9 @@ def save(module: nn.Module, path: Path) -> None:
 
     Raises:
         ModelError: the state dict holds something that is no dense tensor.
+        OSError: the file cannot be written.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     kept: dict[str, Tensor] = {}
@@ -37,7 +40,10 @@ def save(module: nn.Module, path: Path) -> None:
             # A copy where it is a view of more: safetensors stores no strides.
             kept[name] = value.detach().contiguous().clone()
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(kept, path, metadata={"aliases": json.dumps(aliases)})
+    try:
+        save_file(kept, path, metadata={"aliases": json.dumps(aliases)})
+    except SafetensorError as error:  # how it reports a full or read-only disk
+        raise OSError(errno.EIO, str(error), str(path)) from error
 
 
 def load(module: nn.Module, path: Path, *, assign: bool = False) -> None:
