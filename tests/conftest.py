@@ -1,8 +1,9 @@
+import os
 from pathlib import Path
 
 import pytest
 
-_PLUGINS = str(Path(__file__).parent / "plugins")
+_TESTS = Path(__file__).parent
 
 
 @pytest.fixture(autouse=True)
@@ -11,8 +12,22 @@ def _own_home(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("PEREGRINE_HOME", str(tmp_path_factory.mktemp("home")))
 
 
+def install_faults(patch: pytest.MonkeyPatch) -> None:
+    """Install the misbehaving backends, here and in every worker, as a plugin package would be:
+    by a `.dist-info` directory with entry points on the path."""
+    plugins = str(_TESTS / "plugins")
+    patch.syspath_prepend(plugins)
+    patch.setenv("PYTHONPATH", os.pathsep.join([plugins, str(_TESTS)]))
+
+
 @pytest.fixture
 def faults(monkeypatch):
-    """Installs the misbehaving backends, here and in every worker, as a plugin package would."""
-    monkeypatch.syspath_prepend(_PLUGINS)
-    monkeypatch.setenv("PYTHONPATH", _PLUGINS)
+    install_faults(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def faults_for_module(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        install_faults(patch)
+        patch.setenv("PEREGRINE_HOME", str(tmp_path_factory.mktemp("home")))
+        yield

@@ -22,7 +22,6 @@ from peregrine.harness.batching import batch_of, tile
 from peregrine.harness.process import Worker
 from peregrine.harness.request import Request
 from peregrine.harness.rundir import RunDirectory
-from peregrine.model.images import default_photos, load_preprocessing, read_images
 from peregrine.model.inputs import random_feeds, read_feeds
 from peregrine.model.model import Model
 from peregrine.results import ReferenceRecord
@@ -201,6 +200,8 @@ def _write_images(
 ) -> tuple[tuple[str, ...], tuple[int, ...]]:
     if not request.images:
         return (), ()
+    from peregrine.model.images import default_photos, load_preprocessing, read_images
+
     directory = default_photos() if request.images == "default" else Path(request.images)
     given = load_preprocessing(Path(request.preprocessing)) if request.preprocessing else None
     images = read_images(directory, model, preprocessing=given)
