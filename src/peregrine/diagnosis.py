@@ -118,6 +118,8 @@ def _rows(case: Evidence) -> str:
     sizes = np.linalg.norm(r, axis=1)
     own = np.linalg.norm(c - r, axis=1)
     right = own <= case.tolerance * sizes
+    if right.all():
+        return ""
     empty = ~c.any(axis=1)
     if right.any() and (right | empty).all():
         first = int(np.flatnonzero(~right)[0]) + 1
@@ -129,7 +131,7 @@ def _rows(case: Evidence) -> str:
     nearest = np.argmin(squared, axis=1)
     left = np.linalg.norm(c - r[nearest], axis=1)
     explained = left <= np.minimum(case.tolerance * sizes[nearest], own / _CLEARLY)
-    if right.all() or not (right | explained).all():
+    if not (right | explained).all():
         return ""
     if len(set(nearest.tolist())) == len(nearest):
         return "the rows of the batch are in another order"

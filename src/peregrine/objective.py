@@ -80,7 +80,7 @@ class Objective:
             near = difflib.get_close_matches(name, list(Goal), n=1, cutoff=0.4)
             raise OptionError(
                 f"There is no objective {text!r}."
-                + (f" Did you mean {near[0]!r}?" if near else ""),
+                + (f" Did you mean '{near[0]}'?" if near else ""),
                 fix="Use latency, throughput or memory.",
             )
         goal = Goal(name)
@@ -95,7 +95,7 @@ class Objective:
                 fix="Drop --max-memory, or use --objective latency.",
             )
         if goal is Goal.LATENCY:
-            return cls.latency(max_memory_mb, batch or 1)
+            return cls.latency(max_memory_mb, 1 if batch is None else batch)
         return cls(goal, batch, max_latency_ms, max_memory_mb)
 
     def __str__(self) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-_FEWEST_TO_RESAMPLE = 5
+_FEWEST_TO_RESAMPLE = 8
 _RESAMPLES = 10_000
 
 # Student's t at 97.5% for 1..10 degrees of freedom; above, 1.96 + 2.4/df + 3/df^2 is within 0.3%.
@@ -45,10 +45,10 @@ def geometric_mean(values: Sequence[float]) -> float:
 def paired_ratio(times: Sequence[float], baseline: Sequence[float], *, seed: int = 0) -> Ratio:
     """The ratio `times[i] / baseline[i]` over pairs `i`, with its 95% interval.
 
-    From 5 pairs on, the interval is a bootstrap over pairs. The plain percentile interval is
-    too narrow for so few (at 5 pairs it covers 83%), so its percentiles are widened to those
+    From 8 pairs on, the interval is a bootstrap over pairs. The plain percentile interval is
+    too narrow for so few (at 8 pairs it covers 89%), so its percentiles are widened to those
     that give Student's t coverage for normal data ("expanded percentile", Hesterberg 2015).
-    Below 5 pairs there is too little to resample, and the interval is Student's t on the
+    Below 8 pairs there is too little to resample, and the interval is Student's t on the
     logarithms. Equal seeds give mirrored intervals for swapped arguments.
 
     Args:
