@@ -1,0 +1,253 @@
+"""What the two PyTorch backends share: arrays in and out of tensors, and one kind of session."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from peregrine.backends.base import Session, check_feeds, options_of
+from peregrine.errors import BackendUnavailable, FeedError, OptionError, Unsupported, UsageError
+from peregrine.model.model import Model
+from peregrine.types import (
+    Array,
+    Candidate,
+    Feeds,
+    Precision,
+    Profile,
+    Support,
+    Target,
+    TensorSpec,
+    numpy_dtype,
+    physical_cores,
+)
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+_CUDA_PRECISIONS = (Precision.FP32, Precision.TF32, Precision.FP16, Precision.BF16)
+
+
+def installed() -> Support:
+    """Whether torch is in this interpreter, without the seconds that importing it takes."""
+    if importlib.util.find_spec("torch") is None:
+        return Support.no(
+            "PyTorch is not installed in this interpreter.",
+            "pip install 'peregrine-inference[torch]', or: peregrine env create torch",
+        )
+    return Support.yes()
+
+
+def takes(model: Model) -> Support:
+    """Whether there is a module to run."""
+    if model.module is None:
+        return Support.no(
+            f"{model.name} came as ONNX: there is no PyTorch module to run.",
+            "Give the PyTorch module, a `package.module:factory`, or a .pt2 of torch.export.save.",
+        )
+    return Support.yes()
+
+
+def precisions(target: Target) -> tuple[Precision, ...]:
+    """What the device computes fast. On a CPU bf16 and fp16 are several times slower than fp32
+    wherever there is no matrix unit for them."""
+    return _CUDA_PRECISIONS if target.is_cuda else (Precision.FP32,)
+
+
+def check(candidate: Candidate, target: Target, variants: Iterable[str]) -> None:
+    """Refuse a candidate that no candidates() would have proposed.
+
+    Raises:
+        OptionError: an unknown variant or option.
+        Unsupported: a precision that the device lacks.
+    """
+    options_of(candidate, {})
+    known = tuple(variants)
+    if candidate.variant not in known:
+        raise OptionError(
+            f"{candidate.backend} has no variant {candidate.variant!r}.",
+            fix=f"Use one of: {', '.join(known)}.",
+        )
+    if candidate.precision not in precisions(target):
+        raise Unsupported(
+            f"{candidate.backend} does not run {candidate.precision} on {target.device}.",
+            fix=f"Use one of: {', '.join(precisions(target))}.",
+        )
+
+
+def threads_of(target: Target) -> int:
+    return target.threads or physical_cores()
+
+
+def ready_module(model: Model, precision: Precision, target: Target) -> nn.Module:
+    """The model's module on the target's device in the dtype of `precision`.
+
+    Sets the process's threads and its float32 arithmetic: a worker runs one candidate.
+
+    Raises:
+        BackendUnavailable: a CUDA device that torch cannot use.
+    """
+    import torch
+
+    torch.set_num_threads(threads_of(target))
+    module = model.load_module()
+    if not target.is_cuda:
+        return module
+    if not torch.cuda.is_available():
+        raise BackendUnavailable(
+            f"torch {torch.__version__} finds no CUDA device for {target.device}.",
+            fix="Use --device cpu, or install a CUDA build of torch and a matching driver.",
+        )
+    tf32 = precision is Precision.TF32
+    # cuDNN takes TF32 unless it is told not to, so that plain fp32 must be asked for.
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = tf32
+    return module.to(target.device, compute_dtype(precision))
+
+
+def compute_dtype(precision: Precision) -> torch.dtype | None:
+    """The dtype that parameters and float inputs are cast to; None leaves them as they are."""
+    import torch
+
+    return {Precision.FP16: torch.float16, Precision.BF16: torch.bfloat16}.get(precision)
+
+
+def as_tensor(array: Array) -> Tensor:
+    """A CPU tensor over the memory of a C-contiguous native array; over a copy of any other.
+
+    The memory may be read-only: the caller of this must not write to the tensor.
+    """
+    import torch
+
+    # Not ascontiguousarray, which makes a vector of a scalar.
+    array = np.asarray(array, dtype=array.dtype.newbyteorder("="), order="C")
+    is_bfloat16 = array.dtype.name == "bfloat16"  # of ml_dtypes, which torch does not know
+    if is_bfloat16:
+        array = array.view(np.int16)
+    if not array.flags.writeable:
+        array = np.asarray(_Writable(array))
+    tensor = torch.from_numpy(array)
+    return tensor.view(torch.bfloat16) if is_bfloat16 else tensor
+
+
+class _Writable:
+    """The same memory, said to be writable: torch has no read-only tensors and warns of each."""
+
+    def __init__(self, array: Array) -> None:
+        self._array = array  # an array made from this object keeps it, and so the memory
+        interface = array.__array_interface__
+        self.__array_interface__ = {**interface, "data": (interface["data"][0], False)}
+
+
+def as_array(tensor: Tensor, spec: TensorSpec) -> Array:
+    """A tensor as a host array of the spec's dtype, in memory of its own."""
+    import torch
+
+    wanted: torch.dtype = getattr(torch, spec.dtype)
+    host = tensor.to("cpu", wanted)
+    if host.data_ptr() == tensor.data_ptr() or not host.is_contiguous():
+        # The tensor may be an input, a parameter or a view of one.
+        host = host.clone(memory_format=torch.contiguous_format)
+    if wanted is torch.bfloat16:
+        return host.view(torch.int16).numpy().view(numpy_dtype(spec.dtype))
+    return host.numpy()
+
+
+class TorchSession(Session):
+    """Calls something that takes tensors by position and returns one, or a sequence of them."""
+
+    def __init__(
+        self,
+        forward: Callable[..., Tensor | Sequence[Tensor]],
+        model: Model,
+        precision: Precision,
+        target: Target,
+        profile: Profile,
+        *,
+        mutates_inputs: bool | None = None,
+    ) -> None:
+        """Args:
+        forward: called under `torch.inference_mode`.
+        mutates_inputs: whether it writes to its inputs; None finds out at the first run.
+        """
+        import torch
+
+        self.inputs = model.inputs
+        self.outputs = model.outputs
+        self.profile = profile
+        self.target = target
+        self._forward: Callable[..., Any] = forward
+        self._inference_mode = torch.inference_mode
+        self._dtype = compute_dtype(precision)
+        self._moves = target.is_cuda or self._dtype is not None
+        self._mutates = mutates_inputs
+        self._bound: list[Tensor] = []
+        self._result: Any = ()
+
+    def bind(self, feeds: Feeds) -> None:
+        sizes = check_feeds(self.inputs, feeds)
+        if not self.profile.covers(sizes):
+            raise FeedError(
+                f"This session was not compiled for {_sizes(sizes)}.",
+                why=f"It serves {_ranges(self.profile)}.",
+                fix="Compile it for a profile that covers these sizes.",
+            )
+        self._bound = [self._place(as_tensor(np.asarray(feeds[s.name]))) for s in self.inputs]
+
+    def _place(self, tensor: Tensor) -> Tensor:
+        if not self._moves:
+            return tensor
+        dtype = self._dtype if tensor.is_floating_point() else None
+        return tensor.to(self.target.device, dtype)
+
+    def enqueue(self) -> None:
+        inputs = self._bound
+        if self._mutates is not False:
+            inputs = self._copies()
+        with self._inference_mode():
+            self._result = self._forward(*inputs)
+        if self._mutates is None:
+            # What writes to its inputs (an in-place ReLU first, say) would write to the
+            # caller's arrays, and would find other values there at the next inference.
+            self._mutates = any(t._version != 0 for t in inputs)
+
+    def _copies(self) -> list[Tensor]:
+        # Outside inference mode, where tensors count the writes to them.
+        with self._inference_mode(False):
+            return [tensor.clone() for tensor in self._bound]
+
+    def synchronize(self) -> None:
+        if self.target.is_cuda:
+            import torch
+
+            torch.cuda.synchronize(self.target.device)
+
+    def fetch(self) -> dict[str, Array]:
+        result = self._result
+        tensors = result if isinstance(result, (tuple, list)) else (result,)
+        with self._inference_mode():
+            return {
+                spec.name: as_array(tensor, spec)
+                for spec, tensor in zip(self.outputs, tensors, strict=True)
+            }
+
+    def close(self) -> None:
+        self._forward, self._bound, self._result = _closed, [], ()
+
+
+def _closed(*_: Tensor) -> None:
+    raise UsageError("The session is closed.", fix="Compile or load it again.")
+
+
+def _sizes(sizes: dict[str, int]) -> str:
+    return ", ".join(f"{name}={size}" for name, size in sizes.items()) or "these inputs"
+
+
+def _ranges(profile: Profile) -> str:
+    return ", ".join(
+        f"{name}={r.min}" if r.min == r.max else f"{name}={r.min}..{r.max}"
+        for name, r in profile.dims.items()
+    )
