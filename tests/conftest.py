@@ -2,8 +2,13 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 _TESTS = Path(__file__).parent
+
+# A time limit per example fails by chance on a machine with neighbours.
+settings.register_profile("peregrine", deadline=None)
+settings.load_profile("peregrine")
 
 
 @pytest.fixture(autouse=True)
