@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import io
-import logging
 import tempfile
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +16,9 @@ from torch.export import ExportedProgram
 from peregrine.errors import ExportError, ModelError, Unsupported
 from peregrine.model import onnx_file
 from peregrine.model.inputs import random_array
-from peregrine.model.module import named_tensors, to_array, to_tensor
+from peregrine.model.module import is_plain, named_tensors, to_array, to_tensor
 from peregrine.model.probe import Observation, OnnxRunner, name_outputs
+from peregrine.model.program import quiet
 from peregrine.types import Array, Feeds, TensorSpec
 
 OPSET = 18
@@ -33,12 +30,16 @@ _TOLERANCE = {"float32": 1e-3, "float64": 1e-3, "float16": 2e-2, "bfloat16": 1e-
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One run of a module: sizes of the symbols, feeds in, arrays out, names of the outputs."""
+    """One run of a module: sizes of the symbols, feeds in, arrays out, names of the outputs.
+
+    `plain`: the module itself returned a tensor or a flat tuple of them.
+    """
 
     sizes: Mapping[str, int]
     feeds: Feeds
     outputs: tuple[Array, ...]
     names: tuple[str, ...]
+    plain: bool
 
 
 def random_inputs(
@@ -83,9 +84,14 @@ def run_module(
 ) -> Sample:
     """Run a positional module on random inputs. Raises what `call` raises."""
     feeds = random_inputs(inputs, sizes, ranges, seed)
-    named = list(named_tensors(call(module, feeds, sizes)))
+    result = call(module, feeds, sizes)
+    named = list(named_tensors(result))
     return Sample(
-        dict(sizes), feeds, tuple(to_array(t) for _, t in named), tuple(n for n, _ in named)
+        dict(sizes),
+        feeds,
+        tuple(to_array(tensor) for _, tensor in named),
+        tuple(name for name, _ in named),
+        is_plain(result),
     )
 
 
@@ -179,7 +185,7 @@ def export_onnx(
         with tempfile.TemporaryDirectory(dir=directory) as scratch:
             path = Path(scratch) / onnx_file.ONNX_FILE
             try:
-                with _quiet():
+                with quiet():
                     export(path)
                 _verify(path, samples, outputs)
             except (ExportError, Unsupported) as error:
@@ -242,22 +248,6 @@ def _by_program(
 
 def _failed(error: Exception) -> ExportError:
     return ExportError("failed:", why=f"{type(error).__name__}: {error}")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Exporters warn, log and print of what `_verify` decides by running the graph."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
 
 
 def _verify(path: Path, samples: Sequence[Sample], outputs: Sequence[TensorSpec]) -> None:

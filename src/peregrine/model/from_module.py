@@ -22,7 +22,6 @@ from peregrine.model.module import (
     Positional,
     call_factory,
     importable_from,
-    is_plain,
     keyword_inputs,
     open_torchscript,
     to_tensor,
@@ -187,12 +186,15 @@ def _finish(
     program: ExportedProgram | None,
 ) -> Model:
     keywords = keyword_inputs(module, [spec.name for spec in found.inputs])
-    positional, adapted = _adapt(module, keywords, found)
+    positional = Positional(module, keywords) if keywords else module
     samples = export.sample_module(
         positional, found.inputs, found.batch, found.dims, found.ranges, options.seed
     )
+    adapted = bool(keywords) or not samples[0].plain
+    if adapted:
+        positional = Positional(module, keywords)
     if origin.output_names:
-        samples = [export.Sample(s.sizes, s.feeds, s.outputs, origin.output_names) for s in samples]
+        samples = [replace(sample, names=origin.output_names) for sample in samples]
     outputs = export.output_specs(samples)
 
     @functools.cache
@@ -238,18 +240,6 @@ def _finish(
     )
     model.save()
     return model
-
-
-def _adapt(
-    module: nn.Module, keywords: Sequence[str], found: symbols.Symbols
-) -> tuple[nn.Module, bool]:
-    """The module by position with flat outputs, and whether it had to be wrapped for that."""
-    if not keywords:
-        sizes = {**found.dims, found.batch: 2} if found.batch else found.dims
-        feeds = export.random_inputs(found.inputs, sizes, found.ranges, 0)
-        if is_plain(export.call(module, feeds, sizes)):
-            return module, False
-    return Positional(module, keywords), True
 
 
 def _module_source(

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import io
-from collections.abc import Sequence
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +37,7 @@ def export_program(
         for spec in inputs
     )
     try:
-        with torch.no_grad():
+        with quiet(), torch.no_grad():
             program = torch.export.export(
                 Positional(module), tuple(example), dynamic_shapes=(dynamic,)
             )
@@ -52,6 +55,22 @@ def export_program(
                     why="The module's code depends on that size.",
                 )
     return program
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Exporters warn, log and print of what is decided afterwards by running what they made."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
 
 
 def open_program(path: Path) -> ExportedProgram:
