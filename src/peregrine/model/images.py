@@ -91,7 +91,7 @@ class Preprocessing:
         rgb = rgb.resize((width, height), getattr(Resampling, self.interpolation.upper()))
         left, top = round((width - self.size) / 2), round((height - self.size) / 2)
         rgb = rgb.crop((left, top, left + self.size, top + self.size))
-        pixels = np.asarray(rgb, np.float32) * np.float32(self.scale / 255.0)
+        pixels: Array = np.asarray(rgb, np.float32) * np.float32(self.scale / 255.0)
         if self.channels == "BGR":
             pixels = pixels[..., ::-1]
         pixels = (pixels - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
