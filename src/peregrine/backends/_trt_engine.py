@@ -1,0 +1,157 @@
+"""An ONNX graph made into a TensorRT engine. Needs no GPU with TensorRT-RTX."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+from typing import Any
+
+from peregrine.errors import BackendUnavailable, ModelCorrupt, Unsupported
+from peregrine.model.model import Model
+from peregrine.types import Candidate, Precision, Target, TensorSpec
+
+# The same API twice: the full product, and the one for consumer GPUs that PyPI carries.
+MODULES = ("tensorrt", "tensorrt_rtx")
+INSTALL = "pip install 'peregrine-inference[tensorrt]'"
+PRECISIONS = (Precision.FP32, Precision.TF32)
+WORKSPACE = 4 << 30
+"""Bytes of scratch memory that a tactic may use; more was never faster for image networks."""
+
+_ERRORS_KEPT = 20
+
+
+def installed_module() -> str:
+    """The name of the TensorRT module that is installed, or ""."""
+    return next((name for name in MODULES if importlib.util.find_spec(name)), "")
+
+
+def import_tensorrt() -> Any:
+    """The TensorRT module. Raises `BackendUnavailable` when none imports."""
+    name = installed_module()
+    if not name:
+        raise BackendUnavailable("TensorRT is not installed.", fix=INSTALL)
+    try:
+        return importlib.import_module(name)
+    except (ImportError, OSError) as error:  # OSError: a library that does not load
+        raise BackendUnavailable(
+            f"{name} does not import.", why=str(error), fix=f"{INSTALL} --force-reinstall"
+        ) from error
+
+
+def make_logger(trt: Any) -> Any:
+    """A TensorRT logger that keeps the last errors in `.errors` and prints the other warnings
+    nowhere: the builder warns of every int64 input."""
+
+    class Logger(trt.ILogger):  # type: ignore[misc]  # an untyped base
+        def __init__(self) -> None:
+            super().__init__()
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity.value <= trt.ILogger.ERROR.value:
+                self.errors = [*self.errors[-_ERRORS_KEPT:], message]
+
+    return Logger()
+
+
+def build_engine(model: Model, candidate: Candidate, target: Target) -> bytes:
+    """A serialised engine for `target.profile`.
+
+    The network is strongly typed: arithmetic is that of the graph's dtypes, and `candidate`
+    only says whether fp32 matrix products may use TF32.
+
+    Raises:
+        BackendUnavailable: there is no TensorRT that can build here.
+        Unsupported: an operator it lacks, named, or a graph it cannot build.
+        ModelCorrupt: the file is no ONNX graph.
+    """
+    if candidate.precision not in PRECISIONS:
+        raise Unsupported(
+            f"{candidate.id}: TensorRT computes in the precision that the graph has.",
+            fix="Give a model that was converted to that precision, as an fp32 candidate.",
+        )
+    trt = import_tensorrt()
+    logger = make_logger(trt)
+    try:
+        builder = trt.Builder(logger)
+    except TypeError as error:  # a null pointer from the factory: no GPU, for full TensorRT
+        raise BackendUnavailable(
+            f"{trt.__name__} cannot build without a working GPU.",
+            why=_last(logger),
+            fix=f"TensorRT-RTX builds without one: {INSTALL}",
+        ) from error
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, logger)
+    _parse(parser, network, model)
+    config = builder.create_builder_config()
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE)
+    if candidate.precision is not Precision.TF32:
+        config.clear_flag(trt.BuilderFlag.TF32)  # on by default
+    if any(spec.symbols for spec in model.inputs) or _shape_tensors(network):
+        config.add_optimization_profile(_profile(builder, network, model, target))
+    engine = builder.build_serialized_network(network, config)
+    del parser  # not earlier: it owns the weights that the network points at
+    if engine is None:
+        raise Unsupported(
+            f"TensorRT cannot build {model.name}.",
+            why=_last(logger),
+            fix="Export the model with fixed sizes, or race another backend.",
+        )
+    return bytes(engine)
+
+
+def _parse(parser: Any, network: Any, model: Model) -> None:
+    parsed = parser.parse_from_file(str(model.onnx_path))
+    problems = [parser.get_error(i) for i in range(parser.num_errors)]
+    # Random bytes parse as a graph without anything in it.
+    empty = parsed and network.num_outputs == 0
+    if empty or any(not problem.node_operator() for problem in problems):
+        raise ModelCorrupt(
+            f"TensorRT cannot read {model.name}.",
+            why="; ".join(problem.desc() for problem in problems) or "The graph is empty.",
+            fix="Export it again, and run onnx.checker.check_model over the file.",
+        )
+    if not parsed:
+        operators = ", ".join(dict.fromkeys(p.node_operator() for p in problems))
+        raise Unsupported(
+            f"TensorRT does not take operator {operators} of {model.name}.",
+            why="; ".join(f"node {p.node_name() or p.node()}: {p.desc()}" for p in problems),
+            fix="Replace the operator in the model, or race another backend.",
+        )
+
+
+def _shape_tensors(network: Any) -> list[str]:
+    """Inputs whose values, not only whose sizes, decide shapes in the graph."""
+    inputs = (network.get_input(i) for i in range(network.num_inputs))
+    return [tensor.name for tensor in inputs if tensor.is_shape_tensor]
+
+
+def _profile(builder: Any, network: Any, model: Model, target: Target) -> Any:
+    dims = target.profile.dims
+    profile = builder.create_optimization_profile()
+    sizes = [{name: getattr(r, edge) for name, r in dims.items()} for edge in ("min", "opt", "max")]
+    values = _shape_tensors(network)
+    for spec in model.inputs:
+        if spec.name in values:
+            profile.set_shape_input(spec.name, *[_values(model, spec)] * 3)
+        else:
+            profile.set_shape(spec.name, *(spec.resolve(size) for size in sizes))
+    return profile
+
+
+def _values(model: Model, spec: TensorSpec) -> list[int]:
+    low, high = model.ranges.get(spec.name, (0, 1))
+    if low != high or spec.shape:
+        raise Unsupported(
+            f"{model.name}: the values of input {spec.name!r} decide shapes inside the graph, "
+            "and TensorRT must know them to build.",
+            fix=f"Give its one value: --input {spec.name}:{spec.dtype}:scalar=VALUE.",
+        )
+    return [int(low)]
+
+
+def _last(logger: Any) -> str:
+    """The last error, without the source location that ends it."""
+    text = logger.errors[-1] if logger.errors else "It gave no reason."
+    return re.sub(r" In \w+ at /\S+\)$", ")", text)

@@ -1,0 +1,226 @@
+"""TensorRT, or TensorRT-RTX: engines are built anywhere and run on an NVIDIA GPU."""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from peregrine.backends._trt_engine import (
+    INSTALL,
+    PRECISIONS,
+    build_engine,
+    import_tensorrt,
+    installed_module,
+    make_logger,
+)
+from peregrine.backends.base import Backend, Session, check_feeds, check_sizes, options_of
+from peregrine.errors import BackendError, BackendUnavailable, Unsupported
+from peregrine.model.model import Model
+from peregrine.types import (
+    Array,
+    Candidate,
+    Feeds,
+    Placement,
+    Support,
+    Target,
+    numpy_dtype,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+_ENGINE = "engine.plan"
+_TORCH = "Install a CUDA build of PyTorch: `peregrine env create tensorrt`."
+
+
+def nvidia_driver() -> Support:
+    """Whether the NVIDIA driver is here and finds a GPU; asked of the driver itself."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return Support.no(
+            "There is no NVIDIA driver here (libcuda.so.1 does not load).",
+            "Run on a machine with an NVIDIA GPU and its driver (in a container: --gpus all).",
+        )
+    count = ctypes.c_int()
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0 or not count:
+        return Support.no(
+            "The NVIDIA driver finds no GPU.",
+            "Check `nvidia-smi`; in a container start it with --gpus all.",
+        )
+    return Support.yes()
+
+
+class TensorRtSession(Session):
+    """An engine on a GPU. PyTorch owns its memory and its stream, as bytes without a dtype."""
+
+    def __init__(self, model: Model, engine: bytes, target: Target) -> None:
+        import torch
+
+        trt = import_tensorrt()
+        self.inputs, self.outputs = model.inputs, model.outputs
+        self.profile = target.profile
+        self.serialized = engine
+        self._device = torch.device(target.device)
+        self._logger = make_logger(trt)
+        torch.cuda.set_device(self._device)
+        self._runtime = trt.Runtime(self._logger)
+        self._engine = self._runtime.deserialize_cuda_engine(engine)
+        if self._engine is None:
+            raise BackendUnavailable(
+                f"This GPU cannot load the engine of {model.name}.",
+                why=" ".join(self._logger.errors),
+                fix="Install a TensorRT that supports this GPU: `peregrine env create tensorrt`.",
+            )
+        self._context = self._engine.create_execution_context()
+        self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        self._buffers: dict[str, torch.Tensor] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
+
+    def bind(self, feeds: Feeds) -> None:
+        import torch
+
+        check_sizes(self.profile, check_feeds(self.inputs, feeds))
+        self.synchronize()
+        for name, value in feeds.items():
+            raw = np.array(value, order="C").reshape(-1).view(np.uint8)
+            host = self._engine.is_shape_inference_io(name)
+            self._address(name, torch.from_numpy(raw).to("cpu" if host else self._device))
+            if not self._context.set_input_shape(name, value.shape):
+                raise self._failure(f"refuses the shape {value.shape} of {name!r}")
+        if missing := self._context.infer_shapes():
+            raise self._failure(f"cannot tell sizes from the inputs: {', '.join(missing)}")
+        for spec in self.outputs:
+            shape = tuple(self._context.get_tensor_shape(spec.name))
+            if any(size < 0 for size in shape):
+                raise Unsupported(
+                    f"The size of output {spec.name!r} depends on the values of the inputs.",
+                    fix="Race another backend for this model.",
+                )
+            self._shapes[spec.name] = shape
+            count = int(np.prod(shape)) * numpy_dtype(spec.dtype).itemsize
+            self._address(spec.name, torch.empty(count, dtype=torch.uint8, device=self._device))
+        # The copies above ran on PyTorch's own stream.
+        torch.cuda.current_stream(self._device).synchronize()
+
+    def _address(self, name: str, buffer: torch.Tensor) -> None:
+        self._buffers[name] = buffer
+        self._context.set_tensor_address(name, buffer.data_ptr())
+
+    def _failure(self, what: str) -> BackendError:
+        return BackendError(f"TensorRT {what}.", why=" ".join(self._logger.errors[-3:]))
+
+    def enqueue(self) -> None:
+        if not self._context.execute_async_v3(self._stream.cuda_stream):
+            raise self._failure("could not start an inference")
+
+    def synchronize(self) -> None:
+        self._stream.synchronize()
+
+    def fetch(self) -> dict[str, Array]:
+        return {
+            spec.name: np.array(self._buffers[spec.name].cpu().numpy())
+            .view(numpy_dtype(spec.dtype))
+            .reshape(self._shapes[spec.name])
+            for spec in self.outputs
+        }
+
+    def placement(self, feeds: Feeds) -> Placement:
+        """An engine is all on its GPU or it does not build; the layers are the engine's own."""
+        self.run(feeds)
+        return Placement(
+            device=str(self._device),
+            nodes={"TensorRT": int(self._engine.num_layers)},
+            proof="layers of the deserialised engine",
+        )
+
+    def close(self) -> None:
+        if self._context is not None:
+            self.synchronize()
+        self._buffers = {}
+        # In this order: a context must not outlive its engine, nor that its runtime.
+        self._context = None
+        self._engine = None
+        self._runtime = None
+
+
+class TensorRtBackend(Backend):
+    """Without a GPU each row still builds its engine, and then says that nothing can run it."""
+
+    name: ClassVar[str] = "tensorrt"
+    distributions: ClassVar[tuple[str, ...]] = (
+        "tensorrt",
+        "tensorrt-cu12",
+        "tensorrt-cu13",
+        "tensorrt-rtx",
+        "tensorrt-rtx-cu12",
+        "tensorrt-rtx-cu13",
+        "torch",
+    )
+
+    def available(self) -> Support:
+        if installed_module():
+            return Support.yes()
+        return Support.no("TensorRT is not installed.", INSTALL)
+
+    def supports(self, model: Model, target: Target) -> Support:
+        if not model.onnx:
+            return Support.no(f"{model.name} has no ONNX graph: {model.onnx_error}")
+        return Support.yes()
+
+    def candidates(self, model: Model, target: Target) -> Iterator[Candidate]:
+        for precision in PRECISIONS if target.is_cuda else PRECISIONS[:1]:
+            yield Candidate(self.name, precision=precision)
+
+    def compile(self, model: Model, candidate: Candidate, target: Target) -> TensorRtSession:
+        options_of(candidate, {})
+        started = time.perf_counter()
+        engine = build_engine(model, candidate, target)
+        built = f"{len(engine) / 2**20:.1f} MB in {time.perf_counter() - started:.1f} s"
+        runs = _runs_here(target)
+        if not runs:
+            raise BackendUnavailable(
+                f"TensorRT built an engine of {model.name} ({built}) but cannot run it.",
+                why=runs.reason,
+                fix=runs.fix,
+            )
+        return TensorRtSession(model, engine, target)
+
+    def save(self, session: Session, directory: Path) -> None:
+        assert isinstance(session, TensorRtSession)
+        (directory / _ENGINE).write_bytes(session.serialized)
+
+    def load(
+        self, directory: Path, model: Model, candidate: Candidate, target: Target
+    ) -> TensorRtSession:
+        if not (directory / _ENGINE).exists():
+            return self.compile(model, candidate, target)
+        runs = _runs_here(target)
+        if not runs:
+            raise BackendUnavailable(
+                "TensorRT cannot run the saved engine.", why=runs.reason, fix=runs.fix
+            )
+        return TensorRtSession(model, (directory / _ENGINE).read_bytes(), target)
+
+
+def _runs_here(target: Target) -> Support:
+    """Whether an engine can run on `target` here."""
+    driver = nvidia_driver()
+    if not driver:
+        return driver
+    if not target.is_cuda:
+        return Support.no(
+            f"An engine runs on an NVIDIA GPU; this race is for {target.device}.", "--device cuda"
+        )
+    try:
+        import torch
+    except ImportError:
+        return Support.no("PyTorch, which holds the GPU's memory, is not installed.", _TORCH)
+    if not torch.cuda.is_available():
+        return Support.no("The installed PyTorch cannot use CUDA.", _TORCH)
+    return Support.yes()
