@@ -31,7 +31,8 @@ import sys
 import tempfile
 import warnings
 import weakref
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -167,7 +168,7 @@ class _AheadOfTimeSession(_torch.TorchSession):
 
     def save(self, directory: Path) -> None:
         with (
-            open(os.dup(self._package), "rb") as package,
+            os.fdopen(os.dup(self._package), "rb") as package,
             (directory / _PACKAGE).open("wb") as file,
         ):
             package.seek(0)
@@ -248,11 +249,17 @@ def _just_in_time(
     torch._dynamo.reset()
     counters.clear()
     dynamic = not target.profile.is_fixed
-    with _scratch() as scratch, _inductor(scratch):
+    with (
+        _scratch() as scratch,
+        _inductor(scratch),
+        # Off by default for training's sake; without it an LSTM is left to eager code.
+        torch._dynamo.config.patch(allow_rnn=True),
+    ):
         compiled = torch.compile(module, dynamic=dynamic)
         session = _JustInTimeSession(compiled, model, candidate.precision, target, target.profile)
         try:
             session.run(_example(model, target, least=2 if dynamic else 1))
+            session.counted = _count(counters, target, detail)
             if dynamic and any(r.min == 1 for r in target.profile.dims.values()):
                 # Dynamo makes a graph of its own for size 1. Better now than while measured.
                 session.run(_example(model, target, most=1))
@@ -262,25 +269,32 @@ def _just_in_time(
             raise Unsupported(
                 f"torch.compile cannot compile {model.name}.", why=_short(error), fix=_fix(error)
             ) from error
-    graphs = counters["stats"]["unique_graphs"]
-    if not graphs:
+    if not session.counted.nodes:
         raise Unsupported(
             f"torch.compile found nothing in {model.name} that it can compile.",
             why=detail or "The module is TorchScript, or disables the compiler.",
             fix="Give the original PyTorch module.",
         )
-    breaks = counters["graph_break"]
-    if breaks:
-        first = next(iter(breaks)).strip().partition("\n")[0]
+    return session
+
+
+def _count(counters: Mapping[str, Counter[str]], target: Target, detail: str) -> Placement:
+    """What dynamo counted in the first run, when each graph was compiled once."""
+    graphs = counters["stats"]["unique_graphs"]
+    reasons = counters["graph_break"]
+    if reasons:
+        first = next(iter(reasons)).strip().partition("\n")[0]
         detail = f"{detail}; first graph break: {first[:_REASON_CHARS]}".removeprefix("; ")
-    session.counted = Placement(
+    operators = counters["stats"]["calls_captured"]
+    return Placement(
         device=target.device,
-        nodes={target.device: counters["stats"]["calls_captured"]},
-        graph_breaks=sum(breaks.values()),
-        proof=f"dynamo's counters of the compilation: {graphs} graphs",
+        nodes={target.device: operators} if graphs else {},
+        # Dynamo has no count for some breaks (a branch on a value, for one), and makes no graph
+        # where there is nothing before or after others.
+        graph_breaks=max(reasons.total(), graphs - 1, 0),
+        proof=f"dynamo's counters of the compilation: {graphs} graphs, {operators} operators",
         detail=detail,
     )
-    return session
 
 
 def _check_profile(model: Model, target: Target) -> None:
