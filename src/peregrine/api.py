@@ -181,7 +181,7 @@ def session(
     from peregrine.types import Profile
 
     scratch = tempfile.TemporaryDirectory(prefix="peregrine-session-")
-    request = make_request(model, inputs=tuple(input_specs), **load_options)
+    request = make_request(model, input_specs=tuple(input_specs), **load_options)
     loaded = _loader(model, inputs, request)(Path(scratch.name))
     target = Target(device, Profile.fixed(loaded.sizes(batch)), threads)
     opened = open_session(loaded, backend, candidate_id=candidate, target=target)
@@ -210,7 +210,7 @@ def _label(model: Source) -> str:
 def _loader(model: Source, inputs: Inputs | None, request: Request) -> Loader:
     from peregrine.model.load import load as load_model
 
-    specs: list[InputSpec] = [parse_input(text) for text in request.inputs]
+    specs: list[InputSpec] = [parse_input(text) for text in request.input_specs]
 
     def loader(directory: Path) -> Model:
         return load_model(
@@ -246,5 +246,5 @@ def _by_name(inputs: Inputs | None, specs: Sequence[InputSpec]) -> dict[str, Arr
 
 
 def _given(model: Source, inputs: Inputs | None, request: Request) -> list[Feeds]:
-    named = _by_name(inputs, [parse_input(text) for text in request.inputs])
+    named = _by_name(inputs, [parse_input(text) for text in request.input_specs])
     return [named] if named else []

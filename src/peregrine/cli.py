@@ -224,7 +224,7 @@ def _options(
             max_memory_mb=parse_size_mb(max_memory) if max_memory else None,
             batch=batches[0] if batches and objective == "latency" else None,
         ),
-        "inputs": tuple(inputs or ()),
+        "input_specs": tuple(inputs or ()),
         "dims": parse_pairs(dims or [], "--dim", int),
         # Workers and a later --resume may start elsewhere.
         "feeds": tuple(str(path.absolute()) for path in feeds or ()),

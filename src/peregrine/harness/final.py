@@ -30,7 +30,7 @@ _FIRST_ROUNDS = 4
 _PLAINLY_SLOWER = 1.15
 """A candidate leaves when even its best of the first rounds was this much behind the leader."""
 _TURN_RUNS = 30
-_TURN_S = 0.4
+_TURN_S = 0.3
 _MEMORY_SHARE = 0.8
 
 

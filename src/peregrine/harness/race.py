@@ -132,7 +132,7 @@ class _Race:
         like any other, and the race stays small."""
         request = self.request
         options = {
-            "inputs": request.inputs,
+            "inputs": request.input_specs,
             "dims": dict(request.dims),
             "seed": request.seed,
             "weights": request.weights,

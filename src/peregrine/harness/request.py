@@ -37,7 +37,7 @@ class Request:
     device: str = "cpu"
     threads: int = 0
     seed: int = 0
-    inputs: tuple[str, ...] = ()
+    input_specs: tuple[str, ...] = ()
     """Input declarations, `name:dtype:shape[=values]`."""
     dims: Mapping[str, int] = field(default_factory=dict)
     weights: str = "auto"
@@ -52,7 +52,7 @@ class Request:
     """Let a candidate win that ran partly on another device than it names."""
     min_runs: int = 50
     """Samples a measurement, at least: the paper's number."""
-    measure_s: float = 2.0
+    measure_s: float = 1.0
     """Seconds a measurement goes on when `min_runs` are done sooner."""
     measure_max_s: float = 60.0
     """Seconds after which a measurement ends even with fewer samples; the report says so."""

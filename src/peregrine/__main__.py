@@ -1,0 +1,5 @@
+"""`python -m peregrine`."""
+
+from peregrine.cli import main
+
+main()
