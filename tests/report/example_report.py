@@ -118,7 +118,7 @@ def row(
         build_s=build,
         load_s=build / 7,
         first_run_ms=median * 1.7,
-        memory=Memory(peak, None, peak * 1.6, 61.0),
+        memory=Memory(float(peak), None, peak * 1.6, 61.0),
         max_batch=256,
         max_batch_limited_by="cap",
         measurements=(
@@ -226,10 +226,12 @@ def compare(winner: str, found: Sequence[FinalRound]) -> tuple[Comparison, ...]:
         samples.setdefault(entry.candidate, []).extend(entry.samples_ms)
     out = []
     for name, values in medians.items():
+        if name == winner:
+            continue
         logs = np.log(values) - np.log(medians[winner])
         ratio, spread = float(np.exp(logs.mean())), 1.96 * float(logs.std()) / len(values) ** 0.5
         low, high = ratio * float(np.exp(-spread)), ratio * float(np.exp(spread))
-        tie = name != winner and low <= 1.01
+        tie = low <= 1.01
         out.append(Comparison(name, ratio, (low, high), tie, float(np.median(samples[name]))))
     return tuple(sorted(out, key=lambda c: c.ratio))
 
@@ -273,12 +275,12 @@ def example_report(*, tie: bool = True) -> Report:
         ),
         candidates=rows,
         winner=Winner(
-            first.id, "latency", next_one.ratio - 1, ties,
+            first.id, "latency at batch 1", next_one.ratio - 1, ties,
             f"Level with {ties[0]} within 1%; it needs less memory (309 against 331 MiB) and "
             "builds sooner." if ties else "It was faster in every one of 6 interleaved rounds.",
             1, (next_one.ci95[0] - 1, next_one.ci95[1] - 1), finals,
         ),
-        objective="latency",
+        objective="latency at batch 1",
         final_rounds=found,
         warnings=("The machine was busy when the race began: load average 1.9 on 2 cores.",
                   "openvino[throughput] fp32 at batch 32: warm-up had not settled when measured."),

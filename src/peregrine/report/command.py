@@ -1,4 +1,4 @@
-"""The command line of a run, and the ones that follow from it."""
+"""The command line that races one candidate of a run again."""
 
 from __future__ import annotations
 
@@ -6,33 +6,29 @@ import shlex
 
 from peregrine.results import Report
 
-_WITH_VALUE = {"--only", "--out", "--resume"}
-_FLAGS = {"--json"}
+_WITH_VALUE = {"--only", "--skip", "--backend", "--out", "--from", "--resume"}
+_FLAGS = {"--json", "--quiet", "--force"}
 
 
-def rerun(report: Report, verb: str, *extra: str) -> list[str]:
-    """The words of `peregrine VERB MODEL ...` with the run's own options and `extra`.
+def reproduce(report: Report, candidate: str) -> list[str]:
+    """The words that race just this candidate again, with the run's own options.
 
-    What chose rows or named places is dropped. Empty where the model cannot be named on a
-    command line, because it was a Python object.
+    What chose rows or named places is dropped. Empty where the race was not started by a
+    command line: the model may be a Python object.
     """
     words = _kept_options(report.command)
-    if words is None:
-        if not report.model.source:
-            return []
-        words = [report.model.source]
-    return ["peregrine", verb, *words, *extra]
+    return ["peregrine", "bench", *words, "--only", candidate] if words else []
 
 
-def _kept_options(command: str) -> list[str] | None:
-    """What follows the verb of a recorded command line; None where there is nothing to go by."""
+def _kept_options(command: str) -> list[str]:
+    """What follows the verb of a recorded command line; empty where there is nothing to go by."""
     try:
         words = shlex.split(command)
     except ValueError:  # not a shell's command line: a Python call
-        return None
+        return []
     start = next((i for i, word in enumerate(words) if word in {"bench", "build"}), None)
     if start is None or any(w == "--resume" or w.startswith("--resume=") for w in words):
-        return None
+        return []
     kept: list[str] = []
     rest = iter(words[start + 1 :])
     for word in rest:
@@ -40,9 +36,4 @@ def _kept_options(command: str) -> list[str] | None:
             next(rest, None)
         elif word not in _FLAGS and word.partition("=")[0] not in _WITH_VALUE:
             kept.append(word)
-    return kept or None
-
-
-def reproduce(report: Report, candidate: str) -> list[str]:
-    """The words that race just this candidate again; empty as for `rerun`."""
-    return rerun(report, "bench", "--only", candidate)
+    return kept

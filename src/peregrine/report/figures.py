@@ -83,8 +83,8 @@ def percent(value: float | None) -> str:
     if abs(value) < 0.01:
         return "<0.01%" if value > 0 else ">-0.01%"
     # 99.996% must not read as all of them.
-    text = f"{value:.{min(decimals(value), 2)}f}%"
-    return "99.99%" if text == "100.00%" or (text == "100%" and value < 100) else _trim(text)
+    text = _trim(f"{value:.{min(decimals(value), 2)}f}%")
+    return "99.99%" if text == "100%" and value < 100 else text
 
 
 def share(value: float | None) -> str:

@@ -103,10 +103,11 @@ def _ranking(axes: Axes, placed: Standings) -> None:
         axes.text(
             max(p50, high) + most * 0.012, place, label, va="center", fontsize=8.5, color=_INK
         )
-        state = "" if row.rank else "  (may not win)"
+        title = f"{row.rank or figures.MISSING}  {row.result.id}"
+        title += "" if row.rank else "  (may not win)"
         axes.text(
-            0, place - 0.24, f"{row.result.id}{state}", va="bottom", fontsize=8.5,
-            family="monospace", color=_INK if row.rank else _DIM, parse_math=False,
+            0, place - 0.24, title, va="bottom", fontsize=8.5, family="monospace",
+            color=_INK if row.rank else _DIM, parse_math=False,
         )  # fmt: skip
     axes.set_xlim(0, most * 1.2)
     axes.set_ylim(len(placed.rows) - 0.5, -0.75)
@@ -127,16 +128,26 @@ def _throughput(axes: Axes, placed: Standings, styles: Mapping[str, str]) -> Non
             linestyle=styles[row.result.id], marker="o", markersize=3.5, linewidth=1.7,
             alpha=0.95 if row.rank else 0.45,
         )  # fmt: skip
-        axes.annotate(
-            str(row.rank or ""), (found[-1].batch, found[-1].throughput_per_s), xytext=(6, 0),
-            textcoords="offset points", va="center", fontsize=8.5, color=_colour(row),
-        )  # fmt: skip
+    _end_ranks(axes, placed)
     axes.set_xscale("log", base=2)
     axes.set_xticks(sorted(batches), [str(batch) for batch in sorted(batches)])
     axes.minorticks_off()
     axes.set_ylim(bottom=0)
     _dress(axes, "Throughput, items per second, against batch (numbers: rank)")
     axes.grid(color=_GRID)
+
+
+def _end_ranks(axes: Axes, placed: Standings) -> None:
+    """Each line's rank at its end, pushed apart where they would lie on each other."""
+    ends = [(at_boundary(row.result, placed.boundary)[-1], row) for row in placed.rows if row.rank]
+    gap = 0.035 * max((end.throughput_per_s for end, _ in ends), default=0.0)
+    floor = 0.0
+    for end, row in sorted(ends, key=lambda pair: pair[0].throughput_per_s):
+        floor = max(end.throughput_per_s, floor + gap)
+        axes.annotate(
+            str(row.rank), (end.batch, floor), xytext=(6, 0), textcoords="offset points",
+            va="center", fontsize=8.5, color=_colour(row),
+        )  # fmt: skip
 
 
 def _dress(axes: Axes, title: str) -> None:

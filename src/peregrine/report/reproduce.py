@@ -73,10 +73,13 @@ def script(report: Report, result: CandidateResult) -> str:
 def _action(report: Report, result: CandidateResult) -> list[str]:
     words = reproduce(report, result.id)
     if words:
-        return [f'exec {shlex.join(map(plain, words))} "$@"']
+        line = f'exec {shlex.join(map(plain, words))} "$@"'
+        # A quoted `$` is meant as it stands.
+        literal = any(mark in word for word in words for mark in "$`")
+        return ["# shellcheck disable=SC2016", line] if literal else [line]
     said = (
-        "This model was a Python object: it has no name on a command line. In Python, call "
-        f"peregrine.bench(model, inputs, only=[{plain(result.id)!r}])."
+        "This race was started from Python. Start it there again, with just this row: "
+        f"peregrine.bench(model, only=({plain(result.id)!r},))"
     )
     return [f"echo {shlex.quote(said)} >&2", "exit 1"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from statistics import median
 
 from peregrine.results import (
     Boundary,
@@ -61,7 +62,7 @@ def standings(report: Report) -> Standings:
     measured = [c for c in report.candidates if c.measurements]
     boundary = _boundary(report, measured)
     batch = _batch(report, measured, boundary)
-    finals = {f.candidate: f for f in (report.winner.finals if report.winner else ())}
+    final = {f.candidate: f for f in finals(report)}
     raced_at = {r.candidate: r.batch for r in report.final_rounds}
 
     def headline(c: CandidateResult) -> Measurement:
@@ -80,8 +81,8 @@ def standings(report: Report) -> Standings:
             return 4, _cost(goal, c, heads[c.id])
         if c.id == winner:
             return 0, 0.0
-        if c.id in finals:
-            return 1 if c.id in ties else 2, finals[c.id].ratio
+        if c.id in final:
+            return 1 if c.id in ties else 2, final[c.id].ratio
         return 3, _cost(goal, c, heads[c.id])
 
     rows = [
@@ -92,12 +93,24 @@ def standings(report: Report) -> Standings:
             headline=heads[c.id],
             best=best_throughput(c, boundary),
             speedup=_speedup(goal, heads[c.id], heads[baseline.id] if baseline else None),
-            final=finals.get(c.id),
+            final=final.get(c.id),
         )
         for rank, c in enumerate(sorted(measured, key=order), 1)
     ]
     out = sorted((c for c in report.candidates if not c.can_win), key=_gravity)
     return Standings(goal, batch, boundary, tuple(rows), tuple(out), baseline)
+
+
+def finals(report: Report) -> tuple[Comparison, ...]:
+    """The finalists in their order, the winner first as its own measure; empty without a final."""
+    winner = report.winner
+    if winner is None:
+        return ()
+    others = [c for c in winner.finals if c.candidate != winner.id]
+    own = [s for r in report.final_rounds if r.candidate == winner.id for s in r.samples_ms]
+    if not others or not own:
+        return ()
+    return Comparison(winner.id, 1.0, (1.0, 1.0), False, median(own)), *others
 
 
 def at_boundary(result: CandidateResult, boundary: Boundary) -> list[Measurement]:

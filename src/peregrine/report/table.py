@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.text import Text
 
 from peregrine.report import figures, words
-from peregrine.report.standings import Row, Standings, standings
+from peregrine.report.standings import Row, Standings, finals, standings
 from peregrine.report.verdict import usage, verdict
 from peregrine.report.words import plain
 from peregrine.results import CandidateResult, Report, Status, Validation
@@ -57,7 +57,7 @@ def render(report: Report, console: Console) -> None:
     _header(report, placed, console)
     if placed.rows:
         _rows(report, placed, console)
-    if report.winner and len(report.winner.finals) > 1:
+    if finals(report):
         _finals(report, console)
     if placed.out:
         _title("May not win", console)
@@ -81,8 +81,7 @@ def _header(report: Report, placed: Standings, console: Console) -> None:
     facts = {
         "weights": report.model.weights,
         "machine": words.machine(report.machine),
-        "objective": f"{report.objective}, ranked at batch {placed.batch}, "
-        f"{placed.boundary} boundary",
+        "objective": words.objective(report, placed.batch, placed.boundary),
         "reference": report.reference.workflow,
     }
     for name, fact in facts.items():
@@ -174,22 +173,21 @@ def _joined(cells: Sequence[str]) -> str:
 
 
 def _finals(report: Report, console: Console) -> None:
-    assert report.winner is not None
+    rows = finals(report)
     rounds = len({r.round for r in report.final_rounds})
     _title(f"Final, {figures.count(rounds, 'interleaved round')}", console)
-    finals = report.winner.finals
     columns = [
-        _Column("p50 ms", tuple(figures.number(f.p50_ms) for f in finals)),
-        _Column("time", tuple(f"{f.ratio:.3f}{figures.TIMES}" for f in finals)),
+        _Column("p50 ms", tuple(figures.number(f.p50_ms) for f in rows)),
+        _Column("time", tuple(f"{f.ratio:.3f}{figures.TIMES}" for f in rows)),
         _Column(
-            "95% interval", tuple(f"{f.ci95[0]:.3f}{figures.DASH}{f.ci95[1]:.3f}" for f in finals)
+            "95% interval", tuple(f"{f.ci95[0]:.3f}{figures.DASH}{f.ci95[1]:.3f}" for f in rows)
         ),
     ]
     _line(console, Text(_joined([c.show(c.title) for c in columns]), "dim"), indent=_INDENT)
-    for number, final in enumerate(finals):
+    for number, final in enumerate(rows):
         text = Text(_joined([c.show(c.cells[number]) for c in columns]) + "  ")
         text.append(plain(final.candidate), "bold")
-        text.append("  tie" if final.tie and final.candidate != report.winner.id else "", "yellow")
+        text.append("  tie" if final.tie else "", "yellow")
         _line(console, text, indent=_INDENT)
 
 
@@ -217,7 +215,7 @@ def _verdict(report: Report, console: Console) -> None:
                 _copyable(line, console)
     if report.run_dir:
         _title("Everything else", console)
-        _copyable(str(Path(report.run_dir) / "report.html"), console)
+        _copyable(str(Path(words.shown(report.run_dir)) / "report.html"), console)
     console.print()
 
 

@@ -7,8 +7,8 @@ from collections import Counter
 from dataclasses import dataclass
 
 from peregrine.report import figures
-from peregrine.report.command import rerun
-from peregrine.results import Comparison, Report, Winner
+from peregrine.report.words import shown
+from peregrine.results import Comparison, Report, Status, Winner
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Usage:
     """How to go on with the winner."""
 
     shell: str
-    """Makes the bundle; empty where the model cannot be named on a command line."""
+    """Makes the bundle; empty where the run directory is not known."""
     python: tuple[str, str]
 
 
@@ -44,12 +44,12 @@ def usage(report: Report) -> Usage | None:
     if report.winner is None:
         return None
     bundle = f"{report.model.name or 'model'}.bundle"
-    words = rerun(report, "build", "--only", report.winner.id, "--out", bundle)
+    words = ["peregrine", "build", "--from", shown(report.run_dir), "--out", bundle]
     feeds = ", ".join(
         f"{_quoted(spec.name)}: {_variable(spec.name)}" for spec in report.model.inputs
     )
     return Usage(
-        shlex.join(words),
+        shlex.join(words) if report.run_dir else "",
         (
             f"session = peregrine.load({_quoted(bundle)})",
             f"outputs = session.run({{{feeds}}})",
@@ -61,7 +61,7 @@ def _why_none(report: Report) -> str:
     if not report.complete:
         return (
             "The race was interrupted before its final. Go on with it: peregrine bench --resume "
-            f"{shlex.quote(report.run_dir or 'RUN_DIR')}"
+            f"{shlex.quote(shown(report.run_dir) or 'RUN_DIR')}"
         )
     if not report.candidates:
         return "There was no candidate to race. See what is missing: peregrine doctor"
@@ -80,16 +80,18 @@ def _margin(winner: Winner) -> str:
     finals = {c.candidate: c for c in winner.finals}
     parts = []
     if winner.tie_with:
-        parts.append("; ".join(_level(name, finals.get(name)) for name in winner.tie_with))
-    if winner.margin is not None:
+        # A memory objective's ties are of memory; the final's ratios are of time.
+        ratios = {} if winner.objective.startswith("memory") else finals
+        parts.append("; ".join(_level(name, ratios.get(name)) for name in winner.tie_with))
+    if winner.margin:
         next_one = next(
             (c for c in winner.finals if c.candidate not in {winner.id, *winner.tie_with}), None
         )
         who = next_one.candidate if next_one else "The next row"
-        parts.append(f"{who} takes {_longer(winner)}")
-    elif not winner.tie_with:
+        parts.append(f"{who} takes {_more(winner)}")
+    elif winner.margin is None and not winner.tie_with:
         parts.append("Nothing else was valid to race against")
-    return ". ".join(parts) + "."
+    return ". ".join(parts) + "." if parts else ""
 
 
 def _level(name: str, found: Comparison | None) -> str:
@@ -102,9 +104,9 @@ def _level(name: str, found: Comparison | None) -> str:
     )
 
 
-def _longer(winner: Winner) -> str:
-    assert winner.margin is not None
-    text = f"{figures.share(winner.margin)} longer"
+def _more(winner: Winner) -> str:
+    what = "more memory" if winner.objective.startswith("memory") else "longer"
+    text = f"{figures.share(winner.margin)} {what}"
     if winner.margin_ci95:
         low, high = winner.margin_ci95
         text += f" (95% interval {figures.share(low)} to {figures.share(high)})"
@@ -115,16 +117,17 @@ def _break_even(report: Report, winner: Winner) -> str:
     row = report.candidate(winner.id)
     if row is None or row.build_s is None:
         return ""
-    built = [c for c in report.candidates if c.can_win and c.build_s is not None]
+    built = [c for c in report.candidates if c.status is Status.OK and c.build_s is not None]
     quickest = min(built, key=lambda c: c.build_s or 0.0, default=row)
     if quickest.id == row.id:
         return f"It is also the quickest to build: {figures.seconds(row.build_s)}."
     against = f"{quickest.id} ({figures.seconds(quickest.build_s)})"
+    unit = "inferences" if report.objective.startswith("latency") else "items"
     if row.break_even is None:
         return f"Its build of {figures.seconds(row.build_s)} is never repaid against {against}."
     return (
         f"Its build of {figures.seconds(row.build_s)} is repaid against {against} after "
-        f"{row.break_even:,.0f} inferences."
+        f"{row.break_even:,.0f} {unit}."
     )
 
 

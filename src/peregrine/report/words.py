@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 from peregrine.report import figures
 from peregrine.report.standings import Row
@@ -78,6 +79,25 @@ def model(record: ModelRecord) -> str:
     """What went in, beside its name."""
     size = f"{record.parameters / 1e6:,.2f} M parameters" if record.parameters else ""
     return " · ".join(part for part in (size, *map(str, record.inputs)) if part)
+
+
+def shown(path: str) -> str:
+    """A path as it is best typed: relative where it lies below the current directory."""
+    if path and Path(path).is_relative_to(Path.cwd()):
+        return str(Path(path).relative_to(Path.cwd()))
+    return path
+
+
+def objective(report: Report, batch: int, boundary: str) -> str:
+    """What the race was for, and where its rows are ranked."""
+    parts = [report.objective]
+    if report.objective.startswith("throughput"):
+        parts.append("each row at its best batch")
+    elif "at batch" not in report.objective:
+        parts.append(f"batch {batch}")
+    if "boundary" not in report.objective:
+        parts.append(f"{boundary} boundary")
+    return ", ".join(part for part in parts if part)
 
 
 def _short(provider: str) -> str:

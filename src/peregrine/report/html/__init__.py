@@ -55,14 +55,14 @@ def _body(report: Report) -> list[Node]:
     everyone = proof.in_order(report, placed)
     measured = bool(placed.rows)
     commands = {c.id: shlex.join(words_) for c in everyone if (words_ := reproduce(report, c.id))}
-    at = f"batch {placed.batch}, {placed.boundary} boundary"
+    at = words.objective(report, placed.batch, placed.boundary)
     sections: list[Node] = [facts.outcome(report, placed)]
     if report.warnings or not report.complete:
         sections.append(_warnings(report))
     if measured:
         sections += [
             _section(
-                "Ranking", f"{report.objective}, {at}",
+                "Ranking", f"By {at}.",
                 latency.ranking(placed, marks), facts.standings_table(report, placed, marks),
             ),
             _section(
@@ -71,7 +71,7 @@ def _body(report: Report) -> list[Node]:
                 "the interval over all rounds.", latency.finals(report, marks),
             ),
             _section(
-                "Latency distribution", f"Every sample, {at}.",
+                "Latency distribution", f"Every sample. {at.capitalize()}.",
                 latency.cumulative(placed, marks),
                 el("h3", "Steadiness"), latency.spread(placed, report.final_rounds, marks),
             ),

@@ -155,7 +155,7 @@ def setting(report: Report) -> Markup:
             "reference top-1": "" if report.reference.top1 is None
             else figures.share(report.reference.top1),
             "command": report.command, "started": report.started, "finished": report.finished,
-            "run directory": report.run_dir,
+            "run directory": words.shown(report.run_dir),
         }),
     ], class_="settings")  # fmt: skip
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from peregrine.report import figures
+from peregrine.report import figures, standings
 from peregrine.report.html.key import Key, name
 from peregrine.report.html.markup import Markup, Node, el, join
 from peregrine.report.html.plot import (
@@ -149,11 +149,11 @@ def _lane(axis: Axis, kind: str, ratios: Array, row: Row) -> Markup:
 
 def finals(report: Report, keys: Mapping[str, Key]) -> Markup:
     """Each finalist's time as a ratio to the winner's: round by round, and over all."""
-    winner = report.winner
-    if winner is None or len(winner.finals) < 2:
+    winner, compared = report.winner, standings.finals(report)
+    if winner is None or not compared:
         return join(None)
     rounds = _paired(report, winner.id)
-    reach = [value for c in winner.finals for value in (*c.ci95, c.ratio)]
+    reach = [value for c in compared for value in (*c.ci95, c.ratio)]
     reach += [value for found in rounds.values() for _, low, high in found for value in (low, high)]
     margin = max(0.01, 0.04 * (max(reach) - min(reach)))
     axis = Axis(
@@ -161,7 +161,7 @@ def finals(report: Report, keys: Mapping[str, Key]) -> Markup:
         Scale(min(*reach, 1.0) - margin, max(*reach, 1.0) + margin),
     )
     drawn: list[Node] = []
-    for found in winner.finals:
+    for found in compared:
         key = keys.get(found.candidate)
         by_round = rounds.get(found.candidate, [])
         low, high = axis.scale(found.ci95[0]), axis.scale(found.ci95[1])
