@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from torch.export import ExportedProgram
 from peregrine.errors import ExportError, ModelError, Unsupported
 from peregrine.model import onnx_file
 from peregrine.model.inputs import random_array
-from peregrine.model.module import is_plain, named_tensors, to_array, to_tensor
+from peregrine.model.module import Positional, is_plain, named_tensors, to_array, to_tensor
 from peregrine.model.probe import Observation, OnnxRunner, name_outputs
 from peregrine.model.program import quiet
 from peregrine.types import Array, Feeds, TensorSpec
@@ -57,14 +58,15 @@ def random_inputs(
 
 
 def call(module: nn.Module, feeds: Feeds, sizes: Mapping[str, int]) -> object:
-    """What a module returns for `feeds`, given by position.
+    """What a module returns for `feeds`, given by position, before any flattening.
 
     Raises:
         ModelError: it fails; the message holds its own words.
     """
     try:
         with torch.inference_mode():
-            return module(*map(to_tensor, feeds.values()))
+            run = module.raw if isinstance(module, Positional) else module
+            return run(*map(to_tensor, feeds.values()))
     except Exception as error:
         shapes = ", ".join(f"{k}:{v.dtype.name}{list(v.shape)}" for k, v in feeds.items())
         raise ModelError(
@@ -189,7 +191,10 @@ def export_onnx(
                     export(path)
                 _verify(path, samples, outputs)
             except (ExportError, Unsupported) as error:
-                why = " ".join(str(error.why).split())[:400]
+                # ONNX Runtime's words name a file that is gone by the time they are read.
+                why = re.sub(r"Load model from \S+ failed:\s*", "", " ".join(error.why.split()))[
+                    :400
+                ]
                 failures.append(f"the {name} exporter: {error.what} {why}".strip())
                 continue
             graph = onnx_file.read(path)
@@ -209,6 +214,11 @@ def _by_tracing(
         spec.name: {axis: dim for axis, dim in enumerate(spec.shape) if isinstance(dim, str)}
         for spec in inputs
     }
+    # Failing, it prints the whole graph from C++, and it must not end up in what we print.
+    torch._C._jit_set_onnx_log_output_stream("stderr")
+    # Transformer layers in eval mode take a fused path that it does not know.
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
         with torch.no_grad():
             torch.onnx.export(
@@ -223,6 +233,8 @@ def _by_tracing(
             )
     except Exception as error:
         raise _failed(error) from error
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 def _by_program(

@@ -24,6 +24,7 @@ from peregrine.model.module import (
     importable_from,
     keyword_inputs,
     open_torchscript,
+    parameter_count,
     to_tensor,
 )
 from peregrine.model.options import LoadOptions
@@ -209,7 +210,7 @@ def _finish(
     if source is None and not exported.sha256:
         raise ExportError(
             f"{origin.source} can neither be exported to ONNX nor handed to a worker.",
-            why=f"{exported.error}; {problem}",
+            why=exported.error,
             fix="Name it as package.module:factory, so that a worker can build it.",
         )
     ranges, classifier = dict(found.ranges), graph_facts.scores_shape(outputs[0])
@@ -217,9 +218,9 @@ def _finish(
         graph = onnx_file.read(directory / onnx_file.ONNX_FILE)
         ranges = {**graph_facts.integer_ranges(graph, found.inputs), **ranges}
         classifier = graph_facts.is_classifier(graph, outputs)
-    notes = [*found.notes, *exported.failures, *([problem] if problem else [])]
+    notes = [*found.notes, *([problem] if problem else [])]
     if exported.failures and exported.sha256:
-        notes.append(f"exported to ONNX by the {exported.exporter} exporter")
+        notes += [*exported.failures, f"exported to ONNX by the {exported.exporter} exporter"]
     model = Model(
         name=options.name or origin.name,
         directory=directory,
@@ -234,6 +235,7 @@ def _finish(
         sha256=exported.sha256 or _file_hash(directory, source),
         source=origin.source,
         weights=origin.weights,
+        parameters=parameter_count(module),
         classifier=origin.classifier or classifier,
         notes=tuple(notes),
         preprocessing=origin.preprocessing,
@@ -268,7 +270,10 @@ def _module_source(
         save_program(program(), directory / PROGRAM_FILE)
     except ModelError as error:
         why = " ".join(f"{error.what} {error.why}".split())[:400]
-        return None, f"PyTorch backends cannot race it: {why}"
+        return None, (
+            f"PyTorch backends cannot race it: {why}. Its ONNX graph was traced and agrees on "
+            "random inputs; it may still miss a branch of the code"
+        )
     return ModuleSource("exported", program=PROGRAM_FILE), ""
 
 

@@ -94,6 +94,7 @@ def _model(
         ranges=ranges,
         onnx=onnx_file.ONNX_FILE,
         sha256=sha256,
+        parameters=onnx_file.parameter_count(graph),
         classifier=graph_facts.is_classifier(graph, outputs),
         notes=(*bare.notes, *found.notes, *_foreign(graph)),
     )
@@ -144,6 +145,5 @@ def _sidecar(path: Path) -> tuple[Mapping[str, Any], tuple[str, ...]]:
         return {}, ()
     except (OSError, ValueError, AttributeError) as error:
         return {}, (f"{beside.name} beside the model was not understood ({error})",)
-    if isinstance(said, Mapping):
-        return dict(said), ()
-    return {}, (f"{beside.name} describes preprocessing in prose: {said}",) if said else ()
+    # Prose says it to people only; whoever feeds photos is asked for the data form then.
+    return (dict(said) if isinstance(said, Mapping) else {}), ()

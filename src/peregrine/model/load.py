@@ -77,6 +77,8 @@ def _dispatch(source: Any, directory: Path, options: LoadOptions) -> Model:
     if not isinstance(source, (str, Path)):
         return _from_memory(source, directory, options)
     text, path = str(source), Path(source).expanduser()
+    if path.suffix in _SUFFIXES and not path.exists():
+        raise _unknown(text)
     if path.suffix == ".onnx":
         from peregrine.model.from_onnx import load_file
 

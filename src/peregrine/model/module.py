@@ -34,10 +34,14 @@ class Positional(nn.Module):
         self.training = False
 
     def forward(self, *inputs: Tensor) -> Any:
+        outputs = [tensor for _, tensor in named_tensors(self.raw(*inputs))]
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+    def raw(self, *inputs: Tensor) -> object:
+        """What the module itself returns, with whatever names it gives its outputs."""
         split = len(inputs) - len(self.keywords)
         named = dict(zip(self.keywords, inputs[split:], strict=True))
-        outputs = [tensor for _, tensor in named_tensors(self.module(*inputs[:split], **named))]
-        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+        return self.module(*inputs[:split], **named)
 
 
 class Frozen(Positional):
@@ -121,13 +125,16 @@ def load_module(model: Model) -> nn.Module:
 
         return module_of(open_program(model.directory / source.program))
     if source.kind == "torchscript":
-        return open_torchscript(model.directory / source.program)
-    if source.kind == "zoo":
+        module = open_torchscript(model.directory / source.program)
+    elif source.kind == "zoo":
         module = zoo.architecture(source.ref)
     else:
         module = call_factory(source.ref, source.search_path)
-    weights.load(module, model.directory / source.weights, assign=source.kind == "zoo")
-    module = module.eval().requires_grad_(False)
+    if source.weights:
+        weights.load(module, model.directory / source.weights, assign=source.kind == "zoo")
+    module.eval()
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)
     names = [spec.name for spec in model.inputs]
     return Positional(module, keyword_inputs(module, names)) if source.adapt else module
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,7 +32,8 @@ def read(path: Path) -> onnx.ModelProto:
 
     if not path.is_file():
         raise ModelNotFound(f"There is no file {path}.", fix="Check the path.")
-    head = path.open("rb").read(64)
+    with path.open("rb") as file:
+        head = file.read(64)
     if head.startswith(b"version https://git-lfs"):
         raise ModelCorrupt(
             f"{path} is a Git LFS pointer, not the model.", fix="Run `git lfs pull` in its repo."
@@ -279,6 +281,16 @@ def infer_outputs(
 
 def _known(dim: Dim, renames: Mapping[str, str]) -> bool:
     return isinstance(dim, int) or dim in renames
+
+
+def parameter_count(model: onnx.ModelProto) -> int:
+    """Elements of the graph's constants of floating-point or 8-bit type; shapes and indices,
+    which exporters also keep as constants, are of others."""
+    import onnx
+
+    kind = onnx.TensorProto
+    counted = {kind.FLOAT, kind.DOUBLE, kind.FLOAT16, kind.BFLOAT16, kind.INT8, kind.UINT8}
+    return sum(math.prod(t.dims) for t in _tensors(model) if t.data_type in counted)
 
 
 def foreign_operators(model: onnx.ModelProto) -> dict[str, list[str]]:

@@ -7,7 +7,7 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from peregrine.errors import ExportError, ModelCorrupt
-from peregrine.model.module import Frozen, Positional, named_tensors
+from peregrine.model.module import Frozen, Positional
 from peregrine.types import TensorSpec
 
 PROGRAM_FILE = "model.pt2"
@@ -60,9 +60,10 @@ def export_program(
 @contextmanager
 def quiet() -> Iterator[None]:
     """Exporters warn, log and print of what is decided afterwards by running what they made."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    loggers = [logging.getLogger(name) for name in ("torch", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+    sink = io.StringIO()
+    with warnings.catch_warnings(), redirect_stdout(sink), redirect_stderr(sink):
         warnings.simplefilter("ignore")
         for logger in loggers:
             logger.setLevel(logging.CRITICAL)
@@ -126,15 +127,6 @@ def _spec(name: str, value: object) -> TensorSpec:
         )
     shape = tuple(dim if isinstance(dim, int) else str(dim) for dim in value.shape)
     return TensorSpec(name, str(value.dtype).removeprefix("torch."), shape)
-
-
-def output_names(program: ExportedProgram) -> list[str]:
-    """A name for each output where the program returns a mapping, else empty strings."""
-    spec = program.call_spec.out_spec
-    if spec is None:
-        return []
-    marks = [torch.empty(0) for _ in range(spec.num_leaves)]
-    return [name for name, _ in named_tensors(torch.utils._pytree.tree_unflatten(marks, spec))]
 
 
 def module_of(program: ExportedProgram) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import builtins
 import json
 import re
@@ -13,7 +14,21 @@ from typing import Any
 from peregrine.errors import ModelCorrupt, ModelNotFound, ModelUntrusted
 
 PICKLE_SUFFIXES = (".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".bin")
-_HARMLESS_BUILTINS = {"abs", "bool", "float", "int", "max", "min", "pow", "round", "True", "False"}
+_BUILTINS = set(dir(builtins)) - {"True", "False", "None"}
+# sympy's and torch's functions that sizes are made of (torch.utils._sympy.functions).
+_ARITHMETIC = {
+    *("Symbol", "Integer", "Rational", "Float", "Add", "Mul", "Pow", "Mod", "Max", "Min", "Abs"),
+    *("floor", "ceiling", "Piecewise", "ExprCondPair", "Tuple", "And", "Or", "Not", "Equality"),
+    *("Eq", "Ne", "Unequality", "LessThan", "GreaterThan", "StrictLessThan", "StrictGreaterThan"),
+    *("FloorDiv", "CleanDiv", "CeilDiv", "CeilToInt", "FloorToInt", "TruncToInt", "RoundToInt"),
+    *("PythonMod", "ModularIndexing", "Where", "LShift", "RShift", "PowByNatural", "FloatPow"),
+    *("FloatTrueDiv", "IntTrueDiv", "ToFloat", "TruncToFloat", "Identity", "BooleanTrue"),
+    *("BooleanFalse",),
+}
+_NODES = (
+    *(ast.Expression, ast.Load, ast.keyword, ast.BinOp, ast.UnaryOp, ast.Compare, ast.BoolOp),
+    *(ast.operator, ast.unaryop, ast.cmpop, ast.boolop, ast.Tuple),
+)
 
 
 def refuse_pickle(path: Path, trust: bool) -> None:
@@ -115,10 +130,22 @@ def _json_dangers(name: str, node: Any) -> Iterator[str]:
 
 
 def _harmless(expression: str) -> bool:
-    """Whether a size expression is arithmetic over symbols: no strings, attributes, builtins."""
-    if not re.fullmatch(r"[\w\s+\-*/%(),.<>=!&|~]*", expression) or "__" in expression:
+    """Whether a size expression is arithmetic over symbols, in sympy's spelling: known functions
+    of numbers, names and strings that are names or numbers; no attributes, no builtins."""
+    try:
+        tree = ast.parse(expression, mode="eval")
+    except (SyntaxError, ValueError):
         return False
-    if re.search(r"[A-Za-z_)]\s*\.", expression):
-        return False
-    names = set(re.findall(r"[A-Za-z_]\w*", expression))
-    return not (names & set(dir(builtins))) - _HARMLESS_BUILTINS
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            if not isinstance(node.func, ast.Name) or node.func.id not in _ARITHMETIC:
+                return False
+        elif isinstance(node, ast.Name):
+            if node.id in _BUILTINS or node.id.startswith("__"):
+                return False
+        elif isinstance(node, ast.Constant):
+            if isinstance(node.value, str) and not re.fullmatch(r"\w*|-?[\d.e+-]+", node.value):
+                return False
+        elif not isinstance(node, _NODES):
+            return False
+    return True
