@@ -232,7 +232,7 @@ class TestDecide:
         assert len(winner.tie_with) == 1
         assert "alike" in winner.reason
 
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     @given(st.permutations(["a", "b", "c", "d"]), st.integers(0, 2**31))
     def test_the_order_of_rows_decides_nothing(self, order, seed):
         true_ms = {"a": 10.0, "b": 10.1, "c": 10.4, "d": 13.0}
@@ -243,7 +243,7 @@ class TestDecide:
         other = decide(shuffled, rounds, shuffled, Objective.latency())
         assert (one.id, set(one.tie_with)) == (other.id, set(other.tie_with))
 
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     @given(st.integers(0, 2**31), st.lists(st.floats(8, 14), min_size=2, max_size=6))
     def test_no_row_outside_the_tie_was_faster_in_the_final(self, seed, true_ms):
         winner = race(dict(zip("abcdef", true_ms, strict=False)), seed)

@@ -217,7 +217,7 @@ class Comparison:
     """Its time per item over the winner's: geometric mean over rounds of the paired ratio."""
     ci95: tuple[float, float]
     tie: bool
-    """The interval holds 1, or lies within the stated margin of indifference."""
+    """The interval holds 1, or the ratio is within the margin of indifference, 1%."""
     p50_ms: float
     """Over all its final samples."""
 

@@ -56,7 +56,7 @@ def test_percentiles_are_ordered_and_within_the_samples(samples):
     assert (found.min, found.max) == (min(samples), max(samples))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(times)
 def test_the_interval_holds_the_median_or_touches_it(samples):
     low, high = bootstrap_ci_of_median(samples)
@@ -65,7 +65,7 @@ def test_the_interval_holds_the_median_or_touches_it(samples):
         assert low <= np.median(samples) <= high
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(times, st.floats(0.01, 100))
 def test_the_interval_scales_with_the_unit(samples, unit):
     scaled = bootstrap_ci_of_median([s * unit for s in samples])
@@ -102,7 +102,7 @@ def test_a_quiet_run_has_nothing_to_say():
     assert noise_warnings(quiet()) == ()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 10_000))
 def test_quiet_runs_raise_no_false_alarm(seed):
     assert noise_warnings(quiet(200, seed)) == ()
