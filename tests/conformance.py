@@ -1,0 +1,99 @@
+"""What the conformance suites share: models loaded once, and one backend's sessions over one."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from peregrine.backends.base import Backend, Session
+from peregrine.errors import BackendUnavailable, Unsupported
+from peregrine.model.inputs import random_feeds
+from peregrine.model.model import Model
+from peregrine.types import Array, Candidate, DimRange, Feeds, Profile, Target
+
+SEED = int(os.environ.get("PEREGRINE_TEST_SEED", secrets.randbelow(2**31)))
+"""Of every input here; fresh in each run, and printed where a test fails."""
+
+BATCH = 3
+LARGEST = 9
+
+Reference = Callable[[Feeds], dict[str, Array]]
+
+
+def scaled_error(found: Array, expected: Array) -> float:
+    """||found - expected|| / ||expected||, Euclidean, in float64."""
+    difference = found.astype(np.float64) - expected.astype(np.float64)
+    norm = float(np.linalg.norm(expected.astype(np.float64)))
+    return float(np.linalg.norm(difference)) / (norm or 1.0)
+
+
+def assert_close(
+    found: dict[str, Array], expected: dict[str, Array], tolerance: float, what: str
+) -> None:
+    assert list(found) == list(expected), what
+    for name, value in expected.items():
+        assert found[name].shape == value.shape, f"{what}: {name}"
+        error = scaled_error(found[name], value)
+        # `not <=`, so that NaN fails.
+        assert not np.isnan(error), f"{what}: {name} has NaN"
+        assert error <= tolerance, f"{what}: {name} is off by {error:.2e} (seed {SEED})"
+
+
+@dataclass
+class Subject:
+    """One backend on one model: a session per candidate and profile, compiled when first asked
+    for and closed with the subject."""
+
+    backend: Backend
+    model: Model
+    reference: Reference
+    sessions: dict[tuple[str, bool], Session | Exception] = field(default_factory=dict)
+
+    def feeds(self, batch: int = BATCH, salt: int = 0) -> dict[str, Array]:
+        return random_feeds(self.model, batch, SEED + salt)
+
+    def target(self, fixed: bool = True) -> Target:
+        sizes = self.model.sizes(BATCH)
+        if fixed:
+            return Target(profile=Profile.fixed(sizes))
+        ranges = {name: DimRange(size, size, size) for name, size in sizes.items()}
+        if self.model.batch:
+            ranges[self.model.batch] = DimRange(1, BATCH, LARGEST)
+        return Target(profile=Profile(ranges))
+
+    def candidates(self) -> list[Candidate]:
+        return list(self.backend.candidates(self.model, self.target()))
+
+    def outcome(self, candidate: Candidate, fixed: bool = True) -> Session | Exception:
+        """The session, or why there is none."""
+        key = (candidate.id, fixed)
+        if key not in self.sessions:
+            try:
+                self.sessions[key] = self.backend.compile(self.model, candidate, self.target(fixed))
+            except (BackendUnavailable, Unsupported) as error:
+                self.sessions[key] = error
+        return self.sessions[key]
+
+    def running(self, fixed: bool = True) -> Iterator[tuple[Candidate, Session]]:
+        """Every candidate that compiles."""
+        for candidate in self.candidates():
+            session = self.outcome(candidate, fixed)
+            if isinstance(session, Session):
+                yield candidate, session
+
+    def close(self) -> None:
+        for session in self.sessions.values():
+            if isinstance(session, Session):
+                session.close()
+
+
+def shared_data() -> Path | None:
+    """The directory of real networks and photos, where there is one."""
+    named = os.environ.get("PEREGRINE_SHARED_DATA")
+    path = Path(named) if named else Path(__file__).parents[2] / "shared" / "data"
+    return path if path.is_dir() else None
