@@ -32,8 +32,8 @@ class Session(abc.ABC):
     """A compiled candidate on a device.
 
     The device boundary is `bind` once, then `enqueue` + `synchronize` per inference. The host
-    boundary is `run`, from numpy to numpy. `enqueue` may be called up to `parallelism` times
-    before `synchronize` and then keeps that many inferences in flight.
+    boundary is `run`, from numpy to numpy. `enqueue` may be called any number of times before
+    `synchronize`: `parallelism` inferences are then in flight, and a further call waits for room.
     """
 
     inputs: tuple[TensorSpec, ...]
