@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from small_models import SMALL
 from torch import nn
 
 from peregrine.model import weights
@@ -15,6 +14,7 @@ from peregrine.model.inputs import random_array
 from peregrine.model.model import Model, ModuleSource
 from peregrine.model.module import named_tensors
 from peregrine.types import Array, Feeds, TensorSpec
+from small_models import SMALL
 
 _PROBE_BATCH = 7
 
@@ -81,3 +81,11 @@ def _call(
 ) -> list[tuple[str, torch.Tensor]]:
     with torch.no_grad():
         return list(named_tensors(module(*(torch.tensor(feeds[s.name]) for s in inputs))))
+
+
+def odd_torch_model(directory: Path, name: str) -> Model:
+    """A module of `odd_modules`: each takes x, [batch, 6] of float32."""
+    import odd_modules
+
+    inputs = (TensorSpec("x", "float32", ("batch", 6)),)
+    return torch_model(directory, f"odd_modules:{name}", getattr(odd_modules, name)(), inputs)

@@ -19,7 +19,6 @@ from peregrine.types import (
     Profile,
     Support,
     Target,
-    TensorSpec,
     numpy_dtype,
     physical_cores,
 )
@@ -28,6 +27,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+_USUAL = frozenset(map(np.dtype, ("float32", "int64", "bool", "int32", "float16", "uint8")))
+"""Native dtypes (a swapped one is not equal to them) that torch reads as they are."""
 _CUDA_PRECISIONS = (Precision.FP32, Precision.TF32, Precision.FP16, Precision.BF16)
 
 
@@ -122,6 +123,9 @@ def as_tensor(array: Array) -> Tensor:
     """
     import torch
 
+    flags = array.flags
+    if flags.c_contiguous and flags.writeable and array.dtype in _USUAL:
+        return torch.from_numpy(array)  # the usual case, in under a microsecond
     # Not ascontiguousarray, which makes a vector of a scalar.
     array = np.asarray(array, dtype=array.dtype.newbyteorder("="), order="C")
     is_bfloat16 = array.dtype.name == "bfloat16"  # of ml_dtypes, which torch does not know
@@ -142,17 +146,17 @@ class _Writable:
         self.__array_interface__ = {**interface, "data": (interface["data"][0], False)}
 
 
-def as_array(tensor: Tensor, spec: TensorSpec) -> Array:
-    """A tensor as a host array of the spec's dtype, in memory of its own."""
+def as_array(tensor: Tensor, dtype: torch.dtype) -> Array:
+    """A tensor as a host array of `dtype`, in memory of its own: the tensor may be an input,
+    a parameter, or a view of one."""
     import torch
 
-    wanted: torch.dtype = getattr(torch, spec.dtype)
-    host = tensor.to("cpu", wanted)
-    if host.data_ptr() == tensor.data_ptr() or not host.is_contiguous():
-        # The tensor may be an input, a parameter or a view of one.
-        host = host.clone(memory_format=torch.contiguous_format)
-    if wanted is torch.bfloat16:
-        return host.view(torch.int16).numpy().view(numpy_dtype(spec.dtype))
+    if tensor.dtype is dtype and tensor.device.type == "cpu":
+        host = tensor.detach().clone(memory_format=torch.contiguous_format)
+    else:
+        host = tensor.detach().to("cpu", dtype, copy=True, memory_format=torch.contiguous_format)
+    if dtype is torch.bfloat16:
+        return host.view(torch.int16).numpy().view(numpy_dtype("bfloat16"))
     return host.numpy()
 
 
@@ -182,6 +186,7 @@ class TorchSession(Session):
         self._forward: Callable[..., Any] = forward
         self._inference_mode = torch.inference_mode
         self._dtype = compute_dtype(precision)
+        self._wanted = [(spec.name, getattr(torch, spec.dtype)) for spec in model.outputs]
         self._moves = target.is_cuda or self._dtype is not None
         self._mutates = mutates_inputs
         self._bound: list[Tensor] = []
@@ -228,11 +233,10 @@ class TorchSession(Session):
     def fetch(self) -> dict[str, Array]:
         result = self._result
         tensors = result if isinstance(result, (tuple, list)) else (result,)
-        with self._inference_mode():
-            return {
-                spec.name: as_array(tensor, spec)
-                for spec, tensor in zip(self.outputs, tensors, strict=True)
-            }
+        return {
+            name: as_array(tensor, dtype)
+            for (name, dtype), tensor in zip(self._wanted, tensors, strict=True)
+        }
 
     def close(self) -> None:
         self._forward, self._bound, self._result = _closed, [], ()

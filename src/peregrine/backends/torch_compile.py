@@ -47,6 +47,7 @@ from peregrine.types import Candidate, Feeds, Placement, Support, Target
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+    from torch.export import ExportedProgram
 
 INDUCTOR = "inductor"
 
@@ -201,7 +202,7 @@ def _ahead_of_time(
         facts = {
             "threads": torch.get_num_threads(),
             "nodes": sum(node.op == "call_function" for node in program.graph.nodes),
-            "mutates_inputs": bool(program.graph_signature.user_inputs_to_mutate),
+            "mutates_inputs": _writes_to_inputs(program),
         }
         package = torch._inductor.aoti_compile_and_package(
             program, package_path=str(scratch / _PACKAGE)
@@ -213,7 +214,7 @@ def _ahead_of_time(
     return session
 
 
-def _export(module: nn.Module, model: Model, target: Target) -> Any:
+def _export(module: nn.Module, model: Model, target: Target) -> ExportedProgram:
     """The module as a torch.export program, dynamic in the sizes that the profile leaves open."""
     import torch
 
@@ -233,6 +234,16 @@ def _export(module: nn.Module, model: Model, target: Target) -> Any:
         # An nn.LSTM rebuilds its list of weights while it is traced; they are its parameters.
         warnings.filterwarnings("ignore", "The tensor attributes? self.*", UserWarning)
         return torch.export.export(Positional(module), example, dynamic_shapes=(dynamic,))
+
+
+def _writes_to_inputs(program: ExportedProgram) -> bool:
+    """Whether an in-place operator reaches an input. The library's writes leave no trace in
+    the tensors' version counters, so that the session cannot find out by running it."""
+    schemas = [getattr(node.target, "_schema", None) for node in program.graph.nodes]
+    if not any(schema is not None and schema.is_mutable for schema in schemas):
+        return False
+    functional = program.run_decompositions({})  # which knows views and aliases; a second or so
+    return bool(functional.graph_signature.user_inputs_to_mutate)
 
 
 def _just_in_time(
@@ -289,9 +300,9 @@ def _count(counters: Mapping[str, Counter[str]], target: Target, detail: str) ->
     return Placement(
         device=target.device,
         nodes={target.device: operators} if graphs else {},
-        # Dynamo has no count for some breaks (a branch on a value, for one), and makes no graph
-        # where there is nothing before or after others.
-        graph_breaks=max(reasons.total(), graphs - 1, 0),
+        # As torch._dynamo.explain counts them; but a break with nothing to compile on one side
+        # of it leaves no second graph, while its counter may count one break in several frames.
+        graph_breaks=max(len(reasons), graphs - 1, 0),
         proof=f"dynamo's counters of the compilation: {graphs} graphs, {operators} operators",
         detail=detail,
     )

@@ -1,0 +1,266 @@
+"""Eager PyTorch against the bare module: right, no copies of feeds, outputs the caller's own."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+
+import odd_modules
+import small_models
+from peregrine.backends import _torch
+from peregrine.backends.base import Session
+from peregrine.backends.pytorch import PyTorchBackend
+from peregrine.errors import BackendUnavailable, FeedError, OptionError, Unsupported, UsageError
+from peregrine.model.inputs import random_feeds
+from peregrine.model.model import Model
+from peregrine.types import Candidate, Precision, Profile, Target
+from torch_model import bare_outputs, odd_torch_model, small_torch_model
+
+BACKEND = PyTorchBackend()
+EAGER = Candidate("pytorch", "eager")
+
+
+def target_of(model: Model, batch: int = 2) -> Target:
+    return Target(profile=Profile.fixed(model.sizes(batch)))
+
+
+def open_odd(directory, name: str) -> tuple[Model, Session]:
+    model = odd_torch_model(directory, name)
+    return model, BACKEND.compile(model, EAGER, target_of(model))
+
+
+@pytest.mark.parametrize("name", small_models.SMALL)
+def test_agrees_with_the_module(name, tmp_path):
+    model = small_torch_model(tmp_path, name)
+    module = small_models.SMALL[name]().module
+    for candidate in BACKEND.candidates(model, target_of(model)):
+        with BACKEND.compile(model, candidate, target_of(model)) as session:
+            for seed, batch in enumerate((1, 3, 7)):
+                feeds = random_feeds(model, batch, seed=seed)
+                assert session.profile.covers(model.sizes(batch))
+                expected = bare_outputs(module, model, feeds)
+                outputs = session.run(feeds)
+                assert list(outputs) == [spec.name for spec in model.outputs]
+                for spec in model.outputs:
+                    assert outputs[spec.name].dtype.name == spec.dtype
+                    np.testing.assert_allclose(
+                        outputs[spec.name], expected[spec.name], rtol=1e-4, atol=1e-6
+                    )
+
+
+def test_channels_last_only_for_images(tmp_path):
+    def variants(name: str, device: str = "cpu") -> list[tuple[str, str]]:
+        model = small_torch_model(tmp_path / f"{name}-{device[:4]}", name)
+        target = dataclasses.replace(target_of(model), device=device)
+        return [(c.variant, str(c.precision)) for c in BACKEND.candidates(model, target)]
+
+    assert variants("conv") == [("channels_last", "fp32"), ("eager", "fp32")]
+    assert variants("lstm") == [("eager", "fp32")]
+    on_gpu = variants("int_input", "cuda:0")
+    assert on_gpu == [("eager", p) for p in ("fp32", "tf32", "fp16", "bf16")]
+
+
+def test_channels_last_changes_the_layout(tmp_path):
+    model = small_torch_model(tmp_path, "depthwise")
+    layouts = {}
+    for candidate in BACKEND.candidates(model, target_of(model)):
+        session = BACKEND.compile(model, candidate, target_of(model))
+        session.run(random_feeds(model, 2, seed=0))
+        layouts[candidate.variant] = session._result.is_contiguous(
+            memory_format=torch.channels_last
+        )
+    assert layouts == {"channels_last": True, "eager": False}
+
+
+def test_a_module_that_writes_to_its_input(tmp_path):
+    model, session = open_odd(tmp_path, "writes_to_input")
+    feeds = random_feeds(model, 4, seed=5)
+    kept = {name: value.copy() for name, value in feeds.items()}
+    expected = bare_outputs(odd_modules.writes_to_input(), model, feeds)
+    session.bind(feeds)
+    for _ in range(3):
+        session.enqueue()
+        session.synchronize()
+        np.testing.assert_allclose(session.fetch()["output_0"], expected["output_0"], rtol=1e-6)
+    np.testing.assert_array_equal(feeds["x"], kept["x"])
+
+
+def test_outputs_belong_to_the_caller(tmp_path):
+    model, session = open_odd(tmp_path, "returns_views")
+    feeds = random_feeds(model, 3, seed=1)
+    x = feeds["x"].copy()
+    expected = {"same": x, "rest_0": x[:, 1:], "rest_1": np.arange(6, dtype=np.float32)}
+    outputs = session.run(feeds)
+    for value in outputs.values():
+        assert value.flags.writeable
+        value[...] = -1
+    np.testing.assert_array_equal(feeds["x"], x)
+    for again in (session.fetch(), session.run(feeds)):
+        assert list(again) == list(expected)
+        for name, value in expected.items():
+            np.testing.assert_array_equal(again[name], value)
+
+
+def test_a_later_inference_leaves_earlier_outputs_alone(tmp_path):
+    model = small_torch_model(tmp_path, "conv")
+    session = BACKEND.compile(model, EAGER, target_of(model))
+    first = session.run(random_feeds(model, 2, seed=0))["output_0"]
+    kept = first.copy()
+    second = session.run(random_feeds(model, 2, seed=1))["output_0"]
+    assert not np.array_equal(first, second)
+    np.testing.assert_array_equal(first, kept)
+
+
+def test_feeds_are_not_copied():
+    array = np.random.default_rng(0).random((3, 4), np.float32)
+    assert _torch.as_tensor(array).data_ptr() == array.ctypes.data
+    array.setflags(write=False)  # torch warns of these; pytest makes that an error
+    assert _torch.as_tensor(array).data_ptr() == array.ctypes.data
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.arange(12, dtype=np.float32).reshape(3, 4)[::-1, ::2],
+        np.arange(6, dtype=">i4").reshape(2, 3),
+        np.broadcast_to(np.float32(2), (2, 2)),
+        np.asarray(np.float64(3)),
+        np.array([True, False]),
+        np.arange(5, dtype=np.uint16),
+        np.zeros((0, 3), np.float16),
+    ],
+    ids=lambda a: f"{a.dtype.str}{a.shape}",
+)
+def test_every_array_becomes_its_tensor(array):
+    tensor = _torch.as_tensor(array)
+    assert tuple(tensor.shape) == array.shape
+    np.testing.assert_array_equal(tensor.numpy(), array)
+
+
+def test_bfloat16_both_ways():
+    array = np.array([1.5, -2, 3.140625], ml_dtypes.bfloat16)
+    array.setflags(write=False)
+    tensor = _torch.as_tensor(array)
+    assert tensor.dtype is torch.bfloat16
+    assert tensor.tolist() == [1.5, -2, 3.140625]
+    back = _torch.as_array(tensor, torch.bfloat16)
+    assert back.dtype == array.dtype
+    np.testing.assert_array_equal(back, array)
+
+
+def test_runs_inside_the_callers_inference_mode(tmp_path):
+    model, session = open_odd(tmp_path, "writes_to_input")
+    feeds = random_feeds(model, 2, seed=0)
+    expected = bare_outputs(odd_modules.writes_to_input(), model, feeds)["output_0"]
+    with torch.inference_mode():
+        for _ in range(2):
+            np.testing.assert_allclose(session.run(feeds)["output_0"], expected, rtol=1e-6)
+
+
+def test_placement_counts_operators(tmp_path):
+    model = small_torch_model(tmp_path, "conv")
+    session = BACKEND.compile(model, EAGER, target_of(model))
+    placement = session.placement(random_feeds(model, 2, seed=0))
+    assert placement.device == "cpu"
+    assert set(placement.nodes) == {"cpu"}
+    # Two convolutions, two ReLUs, two pools and a linear layer; views add a few.
+    assert 7 <= placement.nodes["cpu"] <= 12
+    assert not placement.fell_back
+    assert placement.copies == 0
+
+
+def test_threads(tmp_path):
+    model = small_torch_model(tmp_path, "conv")
+    before = torch.get_num_threads()
+    try:
+        for asked, got in ((1, 1), (2, 2)):
+            BACKEND.compile(
+                model, EAGER, dataclasses.replace(target_of(model), threads=asked)
+            ).close()
+            assert torch.get_num_threads() == got
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_model_without_a_module(tmp_path):
+    model = dataclasses.replace(small_torch_model(tmp_path, "conv"), module=None)
+    support = BACKEND.supports(model, Target())
+    assert not support
+    assert "ONNX" in support.reason
+    assert ".pt2" in support.fix
+
+
+def test_refusals(tmp_path):
+    model = small_torch_model(tmp_path, "conv")
+    target = target_of(model)
+    with pytest.raises(OptionError, match="channels_last"):
+        BACKEND.compile(model, Candidate("pytorch", "fast"), target)
+    with pytest.raises(OptionError, match="no option 'layout'"):
+        BACKEND.compile(model, Candidate("pytorch", "eager", options={"layout": 1}), target)
+    with pytest.raises(Unsupported, match="fp16"):
+        BACKEND.compile(model, Candidate("pytorch", "eager", Precision.FP16), target)
+    session = BACKEND.compile(model, EAGER, target)
+    with pytest.raises(FeedError, match="float64"):
+        session.run({"x": np.zeros((1, 3, 16, 16))})
+    session.close()
+    session.close()
+    with pytest.raises(UsageError, match="closed"):
+        session.run(random_feeds(model, 1, seed=0))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_cuda_without_a_device(tmp_path):
+    model = small_torch_model(tmp_path, "conv")
+    target = dataclasses.replace(target_of(model), device="cuda:0")
+    with pytest.raises(BackendUnavailable, match="no CUDA device"):
+        BACKEND.compile(model, EAGER, target)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("name", ["conv", "lstm", "int_input", "bool_input"])
+def test_on_a_gpu(name, tmp_path):
+    model = small_torch_model(tmp_path, name)
+    module = small_models.SMALL[name]().module
+    target = dataclasses.replace(target_of(model), device="cuda:0")
+    feeds = random_feeds(model, 3, seed=0)
+    expected = bare_outputs(module, model, feeds)
+    tolerance = {"fp32": 1e-5, "tf32": 5e-3, "fp16": 1e-2, "bf16": 5e-2}
+    for candidate in BACKEND.candidates(model, target):
+        session = BACKEND.compile(model, candidate, target)
+        outputs = session.run(feeds)
+        for spec in model.outputs:
+            assert outputs[spec.name].dtype.name == spec.dtype
+            error = np.abs(outputs[spec.name] - expected[spec.name]).max()
+            assert error <= tolerance[candidate.precision] * np.abs(expected[spec.name]).max()
+        placement = session.placement(feeds)
+        assert set(placement.nodes) == {"cuda:0"}
+        assert placement.copies == 0
+
+
+def test_asking_imports_no_torch():
+    code = (
+        "import sys\n"
+        "from peregrine.backends.pytorch import PyTorchBackend as A\n"
+        "from peregrine.backends.torch_compile import TorchCompileBackend as B\n"
+        "print(bool(A().available()), B().available().reason, 'torch' in sys.modules)"
+    )
+    environment = {**os.environ, "CXX": sys.executable}  # some program that exists
+    out = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert out.stdout.split() == ["True", "False"]
+
+
+def test_torch_not_installed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)  # Python's way to block an import
+    support = BACKEND.available()
+    assert not support
+    assert "pip install" in support.fix

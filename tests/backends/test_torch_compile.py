@@ -1,0 +1,230 @@
+"""TorchInductor against the bare module. Each build takes seconds of a C++ compiler, so that
+one build serves several questions."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+import odd_modules
+import small_models
+from peregrine.backends.base import Session
+from peregrine.backends.torch_compile import TorchCompileBackend
+from peregrine.errors import FeedError, OptionError, Unsupported
+from peregrine.model.inputs import random_feeds
+from peregrine.model.model import Model
+from peregrine.types import Array, Candidate, DimRange, Feeds, Profile, Target
+from torch_model import bare_outputs, odd_torch_model, small_torch_model
+
+BACKEND = TorchCompileBackend()
+INDUCTOR = Candidate("torch_compile", "inductor")
+FIXED = Target(profile=Profile.fixed({"batch": 3}))
+DYNAMIC = Target(profile=Profile({"batch": DimRange(1, 4, 8)}))
+
+needs_compiler = pytest.mark.skipif(
+    shutil.which(os.environ.get("CXX", "g++")) is None, reason="no C++ compiler"
+)
+
+LOAD_ELSEWHERE = """
+import sys, time
+from pathlib import Path
+import numpy as np
+from peregrine.backends.torch_compile import TorchCompileBackend
+from peregrine.model.model import Model
+from peregrine.types import Candidate, DimRange, Profile, Target
+import torch
+model, artifact, feeds, out = map(Path, sys.argv[1:])
+started = time.perf_counter()
+session = TorchCompileBackend().load(
+    artifact, Model.open(model), Candidate("torch_compile", "inductor"),
+    Target(profile=Profile({"batch": DimRange(1, 4, 8)})))
+seconds = time.perf_counter() - started
+np.savez(out, **session.run(dict(np.load(feeds))))
+print(seconds, any(name.startswith("torch._inductor.") for name in sys.modules))
+"""
+
+
+def compare(outputs: dict[str, Array], expected: dict[str, Array]) -> None:
+    assert list(outputs) == list(expected)
+    for name, value in expected.items():
+        assert outputs[name].dtype == value.dtype
+        np.testing.assert_allclose(outputs[name], value, rtol=1e-4, atol=1e-6)
+
+
+def leftovers() -> list[str]:
+    prefixes = ("peregrine-", "aotinductor_")
+    return sorted(
+        f.name for f in Path(tempfile.gettempdir()).iterdir() if f.name.startswith(prefixes)
+    )
+
+
+@needs_compiler
+class TestOneGraph:
+    """The recurrent network, two inputs and two outputs, its batch left open."""
+
+    @pytest.fixture(scope="class")
+    def model(self, tmp_path_factory) -> Model:
+        return small_torch_model(tmp_path_factory.mktemp("lstm"), "lstm")
+
+    @pytest.fixture(scope="class")
+    def session(self, model):
+        before = leftovers()
+        session = BACKEND.compile(model, INDUCTOR, DYNAMIC)
+        assert leftovers() == before
+        assert psutil.Process().children(recursive=True) == []
+        yield session
+        session.close()
+        session.close()
+
+    @pytest.mark.parametrize("batch", [1, 3, 7, 8])
+    def test_agrees_with_the_module(self, model, session, batch):
+        feeds = random_feeds(model, batch, seed=batch)
+        compare(session.run(feeds), bare_outputs(small_models.lstm(), model, feeds))
+
+    def test_state_goes_round(self, model, session):
+        """A fed-back output is the caller's own: three steps are three steps."""
+        module = small_models.lstm()
+        feeds: Feeds = random_feeds(model, 2, seed=0)
+        expected_feeds = feeds
+        for _ in range(3):
+            outputs = session.run(feeds)
+            expected = bare_outputs(module, model, expected_feeds)
+            compare(outputs, expected)
+            feeds = {**feeds, "state": outputs["output_1"]}
+            expected_feeds = {**feeds, "state": expected["output_1"]}
+
+    def test_sizes_outside_the_profile(self, model, session):
+        with pytest.raises(FeedError, match="batch=9") as caught:
+            session.run(random_feeds(model, 9, seed=0))
+        assert "batch=1..8" in caught.value.why
+
+    def test_placement(self, model, session):
+        placement = session.placement(random_feeds(model, 2, seed=0))
+        assert placement.device == "cpu"
+        assert placement.graph_breaks == 0
+        assert placement.nodes["cpu"] > 3
+        assert not placement.fell_back
+
+    def test_comes_back_in_a_fresh_process(self, model, session, tmp_path):
+        artifact = tmp_path / "artifact"
+        artifact.mkdir()
+        BACKEND.save(session, artifact)
+        feeds = random_feeds(model, 5, seed=9)
+        np.savez(tmp_path / "feeds.npz", **feeds)
+        arguments = [model.directory, artifact, tmp_path / "feeds.npz", tmp_path / "out.npz"]
+        done = subprocess.run(
+            [sys.executable, "-c", LOAD_ELSEWHERE, *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        seconds, compiler_imported = done.stdout.split()
+        assert compiler_imported == "False"
+        assert float(seconds) < 2
+        outputs = dict(np.load(tmp_path / "out.npz"))
+        compare(outputs, bare_outputs(small_models.lstm(), model, feeds))
+
+    def test_the_saved_library_is_bound_to_its_thread_count(self, model, session, tmp_path):
+        BACKEND.save(session, tmp_path)
+        before = torch.get_num_threads()
+        target = Target(profile=Profile(), threads=before + 1)
+        # Another count means another build, and this profile cannot be built.
+        with pytest.raises(OptionError, match="batch"):
+            BACKEND.load(tmp_path, model, INDUCTOR, target)
+
+
+def build(directory: Path, name: str, target: Target = FIXED) -> tuple[Model, Session]:
+    model = odd_torch_model(directory, name)
+    return model, BACKEND.compile(model, INDUCTOR, target)
+
+
+@needs_compiler
+def test_integers_are_compiled_with_valid_ones(tmp_path):
+    """An id outside the embedding would end the process."""
+    model = small_torch_model(tmp_path, "int_input")
+    with BACKEND.compile(model, INDUCTOR, FIXED) as session:
+        feeds = random_feeds(model, 3, seed=4)
+        compare(session.run(feeds), bare_outputs(small_models.int_input(), model, feeds))
+        with pytest.raises(FeedError, match="batch=4"):
+            session.run(random_feeds(model, 4, seed=4))
+
+
+@needs_compiler
+def test_graph_breaks_are_counted(tmp_path):
+    model, session = build(tmp_path, "branches", DYNAMIC)
+    module = odd_modules.branches()
+    hidden = []
+    module.first.register_forward_hook(lambda *a: hidden.append(float(torch.tanh(a[2]).sum()) > 0))
+    for batch, sign in ((1, 1), (3, 1), (3, -1), (8, -1)):
+        feeds = {"x": sign * 9 * random_feeds(model, batch, seed=batch)["x"]}
+        compare(session.run(feeds), bare_outputs(module, model, feeds))
+    assert set(hidden) == {True, False}, "both branches must have been taken"
+    placement = session.placement(feeds)
+    assert placement.graph_breaks == 1
+    assert placement.detail.startswith("not compiled ahead of time")
+    assert psutil.Process().children(recursive=True) == []
+    BACKEND.save(session, tmp_path / "nothing")
+    assert not (tmp_path / "nothing").exists()
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", ["writes_to_input", "returns_views"])
+def test_callers_arrays_stay_the_callers(name, tmp_path):
+    model, session = build(tmp_path, name)
+    feeds = random_feeds(model, 3, seed=2)
+    kept = feeds["x"].copy()
+    expected = bare_outputs(getattr(odd_modules, name)(), model, feeds)
+    session.bind(feeds)
+    for _ in range(2):
+        session.enqueue()
+        session.synchronize()
+        outputs = session.fetch()
+        compare(outputs, expected)
+        for value in outputs.values():
+            value[...] = -1
+    np.testing.assert_array_equal(feeds["x"], kept)
+
+
+@needs_compiler
+def test_what_does_not_compile_says_why(tmp_path):
+    with pytest.raises(Unsupported, match="refuses_to_compile") as caught:
+        build(tmp_path, "refuses_to_compile")
+    assert "not for compilers" in caught.value.why
+    assert len(caught.value.why) <= 300
+
+
+def test_no_compiler(monkeypatch):
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", "")
+    support = BACKEND.available()
+    assert not support
+    assert "C++ compiler" in support.reason
+    assert support.fix in ("apt-get install g++", "xcode-select --install")
+
+
+def test_a_profile_without_a_size(tmp_path):
+    model = small_torch_model(tmp_path, "conv")
+    with pytest.raises(OptionError, match="no size for batch"):
+        BACKEND.compile(model, INDUCTOR, Target())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_on_a_gpu(tmp_path):
+    model = small_torch_model(tmp_path, "residual")
+    target = Target(device="cuda:0", profile=Profile.fixed({"batch": 3}))
+    feeds = random_feeds(model, 3, seed=0)
+    expected = bare_outputs(small_models.residual(), model, feeds)["output_0"]
+    for candidate in BACKEND.candidates(model, target):
+        outputs = BACKEND.compile(model, candidate, target).run(feeds)["output_0"]
+        limit = {"fp32": 1e-5, "tf32": 5e-3, "fp16": 1e-2, "bf16": 5e-2}[candidate.precision]
+        assert np.abs(outputs - expected).max() <= limit * np.abs(expected).max()
