@@ -16,7 +16,8 @@ from peregrine.results import Report
 
 def shown(report: Report, width: int, *, colour: bool = False) -> str:
     console = Console(
-        file=io.StringIO(), width=width, force_terminal=colour, color_system="standard" if colour else None,
+        file=io.StringIO(), width=width, force_terminal=colour,
+        color_system="standard" if colour else None,
         legacy_windows=False,
     )  # fmt: skip
     render(report, console)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from statistics import median
 
@@ -31,7 +31,9 @@ class Row:
     best: Measurement
     """Its highest throughput."""
     speedup: float | None
-    """How many times as fast as the baseline; None where the two were not measured alike."""
+    """How many times as fast as the baseline; None where the two were not measured alike.
+    A finalist's is the winner's over its ratio in the final, which noise between the single
+    runs cannot bend."""
     final: Comparison | None
 
 
@@ -72,8 +74,9 @@ def standings(report: Report) -> Standings:
         return nearest(c, at or batch, boundary)
 
     heads = {c.id: headline(c) for c in measured}
-    baseline = _baseline(measured, heads)
     winner = report.winner.id if report.winner else ""
+    speeds = _speeds(goal, heads, final, winner)
+    baseline = _baseline(measured, speeds)
     ties = set(report.winner.tie_with) if report.winner else set()
 
     def order(c: CandidateResult) -> tuple[int, float]:
@@ -92,7 +95,7 @@ def standings(report: Report) -> Standings:
             tied=c.id in ties,
             headline=heads[c.id],
             best=best_throughput(c, boundary),
-            speedup=_speedup(goal, heads[c.id], heads[baseline.id] if baseline else None),
+            speedup=_speedup(c.id, baseline.id if baseline else "", heads, speeds, goal),
             final=final.get(c.id),
         )
         for rank, c in enumerate(sorted(measured, key=order), 1)
@@ -160,14 +163,28 @@ def _batch(report: Report, measured: Iterable[CandidateResult], boundary: Bounda
     return min((m.batch for c in measured for m in at_boundary(c, boundary)), default=1)
 
 
+def _speeds(
+    goal: str, heads: Mapping[str, Measurement], final: Mapping[str, Comparison], winner: str
+) -> dict[str, float]:
+    """Items a second by the measure that ranks; a finalist's follows from the winner's."""
+    speeds = {
+        id: m.throughput_per_s if goal == "throughput" else 1e3 * m.batch / m.latency_ms.p50
+        for id, m in heads.items()
+    }
+    for id, found in final.items():
+        if id in speeds and winner in speeds:
+            speeds[id] = speeds[winner] / found.ratio
+    return speeds
+
+
 def _baseline(
-    measured: list[CandidateResult], heads: dict[str, Measurement]
+    measured: list[CandidateResult], speeds: Mapping[str, float]
 ) -> CandidateResult | None:
     valid = [c for c in measured if c.status is Status.OK]
     eager = [c for c in valid if _is_eager(c)]
     if eager:
         return eager[0]
-    return min(valid, key=lambda c: heads[c.id].throughput_per_s, default=None)
+    return min(valid, key=lambda c: speeds[c.id], default=None)
 
 
 def _cost(goal: str, c: CandidateResult, headline: Measurement) -> float:
@@ -178,11 +195,10 @@ def _cost(goal: str, c: CandidateResult, headline: Measurement) -> float:
     return headline.latency_ms.p50
 
 
-def _speedup(goal: str, mine: Measurement, base: Measurement | None) -> float | None:
-    if base is None:
+def _speedup(
+    mine: str, base: str, heads: Mapping[str, Measurement], speeds: Mapping[str, float], goal: str
+) -> float | None:
+    if not base:
         return None
-    if goal == "throughput":
-        return mine.throughput_per_s / base.throughput_per_s
-    if (mine.batch, mine.boundary) != (base.batch, base.boundary):
-        return None
-    return base.latency_ms.p50 / mine.latency_ms.p50
+    alike = (heads[mine].batch, heads[mine].boundary) == (heads[base].batch, heads[base].boundary)
+    return speeds[mine] / speeds[base] if alike or goal == "throughput" else None

@@ -150,7 +150,8 @@ def _rows(report: Report, placed: Standings, console: Console) -> None:
         for line in lines:
             text = _joined([c.show(c.cells[number]) for c in line])
             _line(console, Text(text, "" if row.rank else "dim"), indent=_INDENT)
-    note = f"speed: against {placed.baseline_name}; " if placed.baseline else ""
+    note = f"speed: against {placed.baseline_name}" if placed.baseline else ""
+    note += ", finalists' by the final; " if note and finals(report) else "; " if note else ""
     note += "error, unequal, top-1: outputs against the reference's; memory: the worker's peak"
     _line(console, Text(plain(note), "dim"), indent=_INDENT)
 
@@ -185,10 +186,11 @@ def _finals(report: Report, console: Console) -> None:
     ]
     _line(console, Text(_joined([c.show(c.title) for c in columns]), "dim"), indent=_INDENT)
     for number, final in enumerate(rows):
-        text = Text(_joined([c.show(c.cells[number]) for c in columns]) + "  ")
-        text.append(plain(final.candidate), "bold")
-        text.append("  tie" if final.tie else "", "yellow")
-        _line(console, text, indent=_INDENT)
+        shown = _joined([c.show(c.cells[number]) for c in columns]) + "  "
+        text = Text.assemble(
+            (plain(final.candidate), "bold"), ("  tie" if final.tie else "", "yellow")
+        )
+        _line(console, text, indent=_INDENT, label=shown)
 
 
 def _explain(result: CandidateResult, console: Console) -> None:

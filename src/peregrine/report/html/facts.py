@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from peregrine.report import figures, words
 from peregrine.report.html.key import Key, name
 from peregrine.report.html.markup import Markup, Node, badge, breakable, copyable, el, join, table
-from peregrine.report.standings import Standings
+from peregrine.report.standings import Standings, finals
 from peregrine.report.verdict import usage, verdict
 from peregrine.results import CandidateResult, Report
 
@@ -75,7 +75,8 @@ def standings_table(report: Report, placed: Standings, keys: Mapping[str, Key]) 
             figures.percent(v.non_equal_percent if v else None),
             figures.share(v.top1_agreement if v else None),
         ])  # fmt: skip
-    note = f"speed: against {placed.baseline_name}. " if placed.baseline else ""
+    note = f"speed: against {placed.baseline_name}" if placed.baseline else ""
+    note += ", finalists' by the final. " if note and finals(report) else ". " if note else ""
     note += "Latency is single stream; throughput is each row's best batch."
     return join((table(head, body, label="Ranking", numeric_from=2), el("p", note, class_="dim")))
 

@@ -34,7 +34,8 @@ def ranking(placed: Standings, keys: Mapping[str, Key]) -> Markup:
     ends = [_span(row, by_rate) for row in rows]
     axis = Axis(
         f"{'throughput, items per second' if by_rate else 'median latency, ms'}; "
-        "the mark at a bar's end is the 95% interval of the median",
+        "the mark at a bar's end is the 95% interval of the median"
+        + ("; finalists stand in the order of the final" if any(r.final for r in rows) else ""),
         Scale(0.0, max(high for _, _, high in ends) * 1.02),
     )
     drawn: list[Node] = []
@@ -87,6 +88,8 @@ def cumulative(placed: Standings, keys: Mapping[str, Key]) -> Markup:
         series.append(Series(key.mark, row.result.id, key.colour, key.dash, points, key_at=at))
     if not series:
         return join(None)
+    order = [keys[row.result.id].mark for row in placed.rows]
+    series.sort(key=lambda one: order.index(one.key))
     everything = [x for one in series for x, _ in one.points]
     x = Axis(
         "latency, ms (logarithmic)", Scale(min(everything) * 0.97, max(everything) * 1.03, True)
@@ -125,7 +128,7 @@ def _lane(axis: Axis, kind: str, ratios: Array, row: Row) -> Markup:
     """A density above its samples, one tick each; marks at the median and p99."""
     bins = np.linspace(axis.scale.low, axis.scale.high, 241)
     counts, _ = np.histogram(np.clip(ratios, bins[0], bins[-1]), bins)
-    smooth = np.convolve(counts, np.array([1, 4, 6, 4, 1]) / 16, "same")
+    smooth = np.convolve(counts, _kernel(ratios, float(bins[1] - bins[0])), "same")
     centres = (bins[:-1] + bins[1:]) / 2
     top = 640 - 600 * smooth / max(smooth.max(), 1e-9)
     outline = [(axis.scale(x), y) for x, y in zip(centres.tolist(), top.tolist(), strict=True)]
@@ -145,6 +148,16 @@ def _lane(axis: Axis, kind: str, ratios: Array, row: Row) -> Markup:
     note = f"{kind}, {figures.count(ratios.size, 'sample')}"
     note += f", {beyond} further right" if beyond else ""
     return el("div", strip, el("span", note, class_="lanenote"), class_="lane")
+
+
+def _kernel(values: Array, step: float) -> Array:
+    """A Gaussian as wide as Silverman's rule asks for these values, on a grid of `step`."""
+    q25, q75 = np.percentile(values, [25, 75])
+    spread = min(float(values.std()), float(q75 - q25) / 1.34) or float(values.std())
+    width = min(40.0, max(1.0, 0.9 * spread * values.size**-0.2 / step))
+    at = np.arange(-math.ceil(3 * width), math.ceil(3 * width) + 1)
+    weights = np.exp(-0.5 * (at / width) ** 2)
+    return np.asarray(weights / weights.sum())
 
 
 def finals(report: Report, keys: Mapping[str, Key]) -> Markup:
