@@ -44,6 +44,17 @@ def assert_close(
         assert error <= tolerance, f"{what}: {name} is off by {error:.2e} (seed {SEED})"
 
 
+def target(model: Model, fixed: bool = True) -> Target:
+    """This machine's CPU, at one batch or at all up to the largest."""
+    sizes = model.sizes(BATCH)
+    if fixed:
+        return Target(profile=Profile.fixed(sizes))
+    ranges = {name: DimRange(size, size, size) for name, size in sizes.items()}
+    if model.batch:
+        ranges[model.batch] = DimRange(1, BATCH, LARGEST)
+    return Target(profile=Profile(ranges))
+
+
 @dataclass
 class Subject:
     """One backend on one model: a session per candidate and profile, compiled when first asked
@@ -58,13 +69,7 @@ class Subject:
         return random_feeds(self.model, batch, SEED + salt)
 
     def target(self, fixed: bool = True) -> Target:
-        sizes = self.model.sizes(BATCH)
-        if fixed:
-            return Target(profile=Profile.fixed(sizes))
-        ranges = {name: DimRange(size, size, size) for name, size in sizes.items()}
-        if self.model.batch:
-            ranges[self.model.batch] = DimRange(1, BATCH, LARGEST)
-        return Target(profile=Profile(ranges))
+        return target(self.model, fixed)
 
     def candidates(self) -> list[Candidate]:
         return list(self.backend.candidates(self.model, self.target()))

