@@ -24,10 +24,15 @@ INDIFFERENCE = 0.01
 """Finals: rows whose mean ratio is nearer to 1 than this are tied, however sure the ratio is."""
 SINGLE_RUN_INDIFFERENCE = 0.05
 """The same without finals: runs minutes apart differ by this much on the quietest machine."""
+CONCESSION = 0.03
+"""Of rows that are tied, one that seems slower by more than this is not taken for its memory or
+build: under much noise a tie only says that the rounds could not tell."""
 MEMORY_INDIFFERENCE = 0.02
-"""Peaks of resident memory nearer than this are equal: two runs of one row differ by as much."""
+MEMORY_INDIFFERENCE_MB = 4.0
+"""Peaks of resident memory nearer than either are equal: two runs of one row differ by as much."""
 BUILD_INDIFFERENCE = 0.10
-"""Build times nearer than this are equal."""
+BUILD_INDIFFERENCE_S = 1.0
+"""Build times nearer than either are equal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +98,10 @@ def decide(
     """The winner by the finalists' interleaved rounds; None when no row can win.
 
     Two rows are tied when the 95% interval of their paired ratio over rounds holds 1, or the
-    mean ratio is under `INDIFFERENCE`. Of the fastest row and those tied with it, the one with
-    less memory is taken, then less build time, then the faster; `reason` says so. A memory
-    objective takes the row of least memory, and of those within `MEMORY_INDIFFERENCE` the
-    fastest.
+    mean ratio is under `INDIFFERENCE`. Of the fastest row and those tied with it, and nominally
+    at most `CONCESSION` slower, the one with less memory is taken, then less build time, then
+    the faster; `reason` says so. A memory objective takes the row of least memory, and of those
+    within `MEMORY_INDIFFERENCE` the fastest.
 
     `margin` is how much slower (for a memory objective: larger) the nearest row is that is not
     tied with the winner. It comes from the rounds, with its interval in `margin_ci95`, where a
@@ -126,7 +131,8 @@ def decide(
     else:
         fastest = min(judge.contenders, key=judge.time)
         tied = [e for e in judge.contenders if e is fastest or judge.tied(e, fastest)]
-        winner, by = _preferred(tied, judge)
+        near = [e for e in tied if judge.time(e) <= judge.time(fastest) * (1 + CONCESSION)]
+        winner, by = _preferred(near, judge)
         ties = [e for e in judge.contenders if e is not winner and judge.tied(e, winner)]
         verdict = "is the fastest"
     margin, interval = _margin(winner, ties, judge, objective)
@@ -284,7 +290,11 @@ def _times_of_rounds(
 
 
 def _preferred(tied: Sequence[_Entry], judge: _Judge) -> tuple[_Entry, str]:
-    """Of rows tied for speed: less memory, then less build time, then the faster; and why."""
+    """Of rows equal in speed: less memory, then less build time, then the faster; and why."""
+    if len(tied) == 1:
+        return tied[
+            0
+        ], f"{tied[0].id} is taken, nominally the fastest by more than {CONCESSION:.0%}"
     words = []
     pool = list(tied)
     least = min(e.memory_mb for e in pool)
@@ -294,14 +304,15 @@ def _preferred(tied: Sequence[_Entry], judge: _Judge) -> tuple[_Entry, str]:
         words.append(f"less memory ({least:.0f} MB against {next_least:.0f} MB)")
         pool = leaner
     quickest = min(e.build_s for e in pool)
-    quicker = [e for e in pool if e.build_s <= quickest * (1 + BUILD_INDIFFERENCE)]
+    alike = max(quickest * (1 + BUILD_INDIFFERENCE), quickest + BUILD_INDIFFERENCE_S)
+    quicker = [e for e in pool if e.build_s <= alike]
     if len(quicker) < len(pool) and all(math.isfinite(e.build_s) for e in pool):
         next_quickest = min(e.build_s for e in pool if e not in quicker)
         words.append(f"a shorter build ({quickest:.1f} s against {next_quickest:.1f} s)")
         pool = quicker
     winner = min(pool, key=judge.time)
     if not words:
-        return winner, f"{winner.id} is taken as the nominally fastest: memory and build are alike"
+        return winner, f"{winner.id}, nominally the fastest of like memory and build, is taken"
     return winner, f"{winner.id} is taken for {' and '.join(words)}"
 
 
@@ -324,7 +335,8 @@ def _margin(
 
 
 def _near(value: float, least: float) -> bool:
-    return value <= least * (1 + MEMORY_INDIFFERENCE)
+    """Whether two peaks of memory are equal."""
+    return value <= max(least * (1 + MEMORY_INDIFFERENCE), least + MEMORY_INDIFFERENCE_MB)
 
 
 def _listed(names: Sequence[str]) -> str:
