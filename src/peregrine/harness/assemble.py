@@ -18,6 +18,7 @@ from peregrine.harness.reference import Judging
 from peregrine.harness.rundir import RunDirectory
 from peregrine.harness.statistics import noise_warnings
 from peregrine.model.model import Model
+from peregrine.objective import Objective
 from peregrine.results import (
     Boundary,
     CandidateResult,
@@ -123,6 +124,7 @@ def assemble(run: RunDirectory) -> Report:
     rows = list(found.candidates)
     for reload in found.reloads:
         rows = [with_reload(row, reload) if row.id == reload.id else row for row in rows]
+    rows = [_within_limits(row, request.objective) for row in rows]
     repaid = break_even(rows, request.objective)
     rows = [dataclasses.replace(row, break_even=repaid.get(row.id)) for row in rows]
     ranked = rank(rows, request.objective)
@@ -144,6 +146,13 @@ def assemble(run: RunDirectory) -> Report:
         finished=found.finished,
         run_dir=str(run.path),
     )
+
+
+def _within_limits(row: CandidateResult, objective: Objective) -> CandidateResult:
+    """A valid row that does not keep to the objective's limits may not win, and says why."""
+    if not row.can_win:
+        return row
+    return dataclasses.replace(row, disqualified=objective.constraint_failure(row))
 
 
 def model_record(model: Model) -> ModelRecord:

@@ -22,7 +22,6 @@ from typing import Any, BinaryIO
 
 import psutil
 
-import peregrine
 from peregrine import errors
 from peregrine.environments import Interpreter
 from peregrine.errors import (
@@ -87,7 +86,7 @@ class Worker:
         if inherited := environment.get("PYTHONPATH"):
             paths.append(inherited)
         environment["PYTHONPATH"] = os.pathsep.join(paths)
-        root = str(Path(peregrine.__file__).parent)
+        root = str(Path(__file__).parents[1])
         arguments = [root, str(worker_end), str(os.getpid())]
         try:
             with log.open("ab") as sink:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from statistics import median
 
+from peregrine.harness.statistics import bootstrap_ci_of_median, latency_ms
 from peregrine.results import (
     Boundary,
     CandidateResult,
@@ -27,7 +29,10 @@ class Row:
     tied: bool
     """Level with the winner in the final."""
     headline: Measurement
-    """What it is ranked by: at the race's batch and boundary, else its nearest."""
+    """What it is ranked by, at the race's batch and boundary, else its nearest; a finalist's
+    latencies are those of the final."""
+    trial: Measurement
+    """The same from its own run, before the final."""
     best: Measurement
     """Its highest throughput."""
     speedup: float | None
@@ -67,13 +72,14 @@ def standings(report: Report) -> Standings:
     final = {f.candidate: f for f in finals(report)}
     raced_at = {r.candidate: r.batch for r in report.final_rounds}
 
-    def headline(c: CandidateResult) -> Measurement:
+    def trial(c: CandidateResult) -> Measurement:
         at = raced_at.get(c.id)
         if goal == "throughput" and at is None:
             return best_throughput(c, boundary)
         return nearest(c, at or batch, boundary)
 
-    heads = {c.id: headline(c) for c in measured}
+    trials = {c.id: trial(c) for c in measured}
+    heads = {c.id: in_the_final(report, trials[c.id], c.id) for c in measured}
     winner = report.winner.id if report.winner else ""
     speeds = _speeds(goal, heads, final, winner)
     baseline = _baseline(measured, speeds)
@@ -94,6 +100,7 @@ def standings(report: Report) -> Standings:
             rank=rank if c.can_win else None,
             tied=c.id in ties,
             headline=heads[c.id],
+            trial=trials[c.id],
             best=best_throughput(c, boundary),
             speedup=_speedup(c.id, baseline.id if baseline else "", heads, speeds, goal),
             final=final.get(c.id),
@@ -114,6 +121,23 @@ def finals(report: Report) -> tuple[Comparison, ...]:
     if not others or not own:
         return ()
     return Comparison(winner.id, 1.0, (1.0, 1.0), False, median(own)), *others
+
+
+def in_the_final(report: Report, trial: Measurement, id: str) -> Measurement:
+    """A measurement with the latencies of the final in place of the trial's.
+
+    A finalist is shown by the samples that ranked it: its own trial may have met a noisier
+    minute than its rivals' did. Rows that were not in the final keep their trial's.
+    """
+    samples = tuple(s for r in report.final_rounds if r.candidate == id for s in r.samples_ms)
+    if len(samples) < 2:
+        return trial
+    return dataclasses.replace(
+        trial,
+        latency_ms=latency_ms(samples),
+        ci95_ms=bootstrap_ci_of_median(samples),
+        samples_ms=samples,
+    )
 
 
 def at_boundary(result: CandidateResult, boundary: Boundary) -> list[Measurement]:

@@ -110,7 +110,8 @@ def spread(placed: Standings, final: tuple[FinalRound, ...], keys: Mapping[str, 
     drawn: list[Node] = []
     for row in rows:
         lat = row.headline.latency_ms
-        lanes = [("measured", np.asarray(row.headline.samples_ms) / lat.p50)]
+        own = row.trial
+        lanes = [("measured", np.asarray(own.samples_ms) / own.latency_ms.p50)]
         turns = [np.asarray(r.samples_ms) for r in final if r.candidate == row.result.id]
         again = [turn / np.median(turn) for turn in turns if turn.size]
         if again:  # each round against its own median: noise between rounds is the final's matter
