@@ -96,14 +96,15 @@ def load_factory(ref: str, directory: Path, options: LoadOptions) -> Model:
 
 
 def load_module(module: nn.Module, directory: Path, options: LoadOptions) -> Model:
-    """A module that the caller holds. It is left as it was, but for its training mode."""
+    """A module that the caller holds; it is left as it was."""
     kind = type(module).__name__
     origin = _Origin("memory", kind.lower(), f"torch.nn.Module {kind}", "as the caller set them")
-    training = module.training
+    modes = [(part, part.training) for part in module.modules()]
     try:
         return _load(module, origin, directory, options, options.inputs)
     finally:
-        module.train(training)
+        for part, training in modes:
+            part.training = training
 
 
 def load_pickle(path: Path, directory: Path, options: LoadOptions) -> Model:

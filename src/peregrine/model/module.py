@@ -71,8 +71,8 @@ def named_tensors(outputs: object, name: str = "") -> Iterator[tuple[str, Tensor
     elif isinstance(outputs, (tuple, list)):
         fields = getattr(outputs, "_fields", [""] * len(outputs))
         for position, (field, value) in enumerate(zip(fields, outputs, strict=True)):
-            inner = field or (f"{name}_{position}" if name else "")
-            yield from named_tensors(value, inner)
+            own = field or (str(position) if name else "")
+            yield from named_tensors(value, f"{name}_{own}" if name else own)
     else:
         raise ModelError(
             f"The module returned a {type(outputs).__name__}.",
