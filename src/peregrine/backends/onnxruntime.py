@@ -44,13 +44,13 @@ written, which makes it the reference of models without a module."""
 
 # The CPU rows worth racing, measured on resnet18, efficientnet_lite0 (mobilenet-like), LCNet,
 # SqueezeNet, a text recogniser and a recurrent voice detector, interleaved on 2 cores:
-# - the default wins on a quiet machine;
-# - not spinning won by 1.3 to 2.5 times when other processes wanted the same cores;
-# - one thread won by 5% on the recurrent network of 0.1 ms, where handing out work costs more
-#   than it brings, and more when cores were contended.
-# Never won anywhere: less optimisation (without the NCHWc layout convolutions took 1.1 to 3.8
-# times as long, others the same), parallel execution (1.5 to 2 times as long), and, within 1%,
-# memory patterns off and fixed dimensions.
+# - the default won on quiet cores, by 15 to 25% over threads that sleep;
+# - not spinning won by 1.3 to 2.5 times while other processes wanted the same cores;
+# - one thread won by 4% on the recurrent network of 0.1 ms, where handing out work costs more
+#   than it brings, and by 1.3 to 2 times, again, where cores were contended.
+# Never won anywhere: less optimisation (without the NCHWc layout convolutions took 1.2 to 2
+# times as long, the rest as long), parallel execution of nodes (1.5 to 2 times as long), and,
+# within 1% of CPU time, memory patterns off and fixed dimensions.
 CPU_ROWS: tuple[dict[str, Scalar], ...] = ({}, {"spinning": False}, {"threads": 1})
 
 # Providers whose kernels take any shape; the others compile for the shapes they were given.
