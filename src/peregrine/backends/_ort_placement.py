@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +32,10 @@ def read_profile(path: Path) -> list[tuple[str, str]]:
 
 
 def place(
-    ran: Iterable[tuple[str, str]],
+    ran: Collection[tuple[str, str]],
     assigned: Mapping[str, int],
     asked: str,
-    providers: Iterable[str],
+    providers: Collection[str],
     device: str,
 ) -> Placement:
     """The placement of an inference whose nodes `ran`, for a session that asked for a provider.
