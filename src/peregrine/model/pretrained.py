@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import os
+import shutil
 import socket
 import tempfile
 import threading
@@ -88,24 +90,23 @@ def _check_hash(path: Path) -> None:
 
 
 def _download(url: str, path: Path) -> None:
-    host = urlsplit(url).hostname or ""
-    if not urllib.request.getproxies() and not _answers(host):
+    parts = urlsplit(url)
+    host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+    if not urllib.request.getproxies() and not _answers(host, port):
         raise Unreachable(f"{host} does not answer")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with (
-            urllib.request.urlopen(url, timeout=_READ_SECONDS) as response,
-            tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as part,
-        ):
-            try:
-                while chunk := response.read(1 << 20):
-                    part.write(chunk)
-                Path(part.name).replace(path)
-            finally:
-                Path(part.name).unlink(missing_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+            part = Path(scratch) / path.name
+            with (
+                urllib.request.urlopen(url, timeout=_READ_SECONDS) as response,
+                part.open("wb") as file,
+            ):
+                shutil.copyfileobj(response, file, 1 << 20)
+            part.replace(path)
     except urllib.error.URLError as error:
         raise Unreachable(f"{host}: {error.reason}") from error
-    except TimeoutError as error:
+    except (TimeoutError, http.client.HTTPException) as error:
         raise Unreachable(f"{host} stopped sending") from error
     except OSError as error:
         raise ModelError(
@@ -115,14 +116,14 @@ def _download(url: str, path: Path) -> None:
         ) from error
 
 
-def _answers(host: str) -> bool:
+def _answers(host: str, port: int) -> bool:
     """Whether a host takes a connection within a few seconds. In a thread, since resolving its
     name knows no timeout."""
     connected = threading.Event()
 
     def connect() -> None:
         try:
-            socket.create_connection((host, 443), timeout=_PROBE_SECONDS).close()
+            socket.create_connection((host, port), timeout=_PROBE_SECONDS).close()
         except OSError:
             return
         connected.set()
