@@ -225,6 +225,8 @@ def test_cuda_without_a_device(tmp_path):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+# torch does not flatten a bf16 LSTM's weights for cuDNN, then warns that they are not flat.
+@pytest.mark.filterwarnings("ignore:RNN module weights are not part:UserWarning")
 @pytest.mark.parametrize("name", ["conv", "lstm", "int_input", "bool_input"])
 def test_on_a_gpu(name, tmp_path):
     model = small_torch_model(tmp_path, name)

@@ -362,7 +362,10 @@ def _inductor(scratch: Path) -> Iterator[None]:
         with (
             config.patch(settings),
             _environment(TORCHINDUCTOR_CACHE_DIR=inductor, TRITON_CACHE_DIR=triton),
+            warnings.catch_warnings(),
         ):
+            # fp32 and tf32 are candidates of their own.
+            warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning)
             yield
     finally:
         clear_caches()
