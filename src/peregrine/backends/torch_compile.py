@@ -54,6 +54,11 @@ INDUCTOR = "inductor"
 _PACKAGE = "inductor.pt2"
 _FACTS = "inductor.json"
 _REASON_CHARS = 300
+_NOISE = (
+    r"The tensor attributes? self\.",  # nn.LSTM lists its weights anew while it is traced
+    "TensorFloat32 tensor cores",  # fp32 and tf32 are candidates of their own
+    r"`isinstance\(treespec, LeafSpec\)`",  # torch of itself
+)
 
 
 class TorchCompileBackend(Backend):
@@ -230,10 +235,7 @@ def _export(module: nn.Module, model: Model, target: Target) -> ExportedProgram:
         for spec in model.inputs
     )
     example = tuple(_torch.as_tensor(a) for a in _example(model, target, least=2).values())
-    with warnings.catch_warnings():
-        # An nn.LSTM rebuilds its list of weights while it is traced; they are its parameters.
-        warnings.filterwarnings("ignore", "The tensor attributes? self.*", UserWarning)
-        return torch.export.export(Positional(module), example, dynamic_shapes=(dynamic,))
+    return torch.export.export(Positional(module), example, dynamic_shapes=(dynamic,))
 
 
 def _writes_to_inputs(program: ExportedProgram) -> bool:
@@ -364,8 +366,8 @@ def _inductor(scratch: Path) -> Iterator[None]:
             _environment(TORCHINDUCTOR_CACHE_DIR=inductor, TRITON_CACHE_DIR=triton),
             warnings.catch_warnings(),
         ):
-            # fp32 and tf32 are candidates of their own.
-            warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning)
+            for message in _NOISE:
+                warnings.filterwarnings("ignore", message)
             yield
     finally:
         clear_caches()
