@@ -16,6 +16,7 @@ from peregrine.checkup import Checkup
 from peregrine.checkup import doctor as check_up
 from peregrine.errors import FeedError, NoCandidate, OptionError
 from peregrine.events import Observer, ignore
+from peregrine.hardware import visible_gpu
 from peregrine.harness.artifact import keep_winner
 from peregrine.harness.assemble import assemble
 from peregrine.harness.race import Loader, race, resume
@@ -92,6 +93,8 @@ def make_request(
     With no batch named, batch 1 is measured in full and 1, 2, 4 ... 256 are swept; with batches
     named, only those are measured.
     """
+    if options.get("device", "auto") == "auto":
+        options["device"] = "cuda:0" if visible_gpu(0) else "cpu"
     batches = tuple(options.pop("batches", ()) or ())
     sweep = tuple(options.pop("sweep", () if batches else SWEEP))
     batches = batches or (1,)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from peregrine.results import Report
+    from peregrine.types import Precision
 
 
 class _Verbs(TyperGroup):
@@ -80,6 +81,18 @@ def parse_batches(text: str) -> tuple[int, ...]:
             f"{text!r} is no list of batches.", fix="Write whole numbers: --batch 1,8,32."
         ) from None
     return tuple(dict.fromkeys(batches))
+
+
+def parse_precisions(text: str) -> tuple[Precision, ...]:
+    """`fp32,fp16` as precisions."""
+    from peregrine.types import Precision
+
+    try:
+        return tuple(dict.fromkeys(Precision(part.strip()) for part in text.split(",")))
+    except ValueError:
+        raise OptionError(
+            f"{text!r} is no list of precisions.", fix=f"Use some of: {', '.join(Precision)}."
+        ) from None
 
 
 def parse_pairs(pairs: list[str], flag: str, kind: type[int] | type[float]) -> dict[str, Any]:
@@ -164,6 +177,12 @@ _Skip = Annotated[
 _Seed = Annotated[int, typer.Option("--seed", help="Of random weights and inputs.")]
 _Weights = Annotated[
     str, typer.Option("--weights", help="auto, pretrained or random: for zoo networks.")
+]
+_Device = Annotated[
+    str, typer.Option("--device", help="cpu, cuda:0, or auto: an NVIDIA GPU where there is one.")
+]
+_Precision = Annotated[
+    str, typer.Option("--precision", help="Precisions to race, e.g. fp32,fp16 on a GPU.")
 ]
 _Threads = Annotated[int, typer.Option("--threads", help="Compute threads; 0: physical cores.")]
 _Runs = Annotated[int, typer.Option("--runs", help="Samples a measurement, at least.")]
@@ -255,6 +274,8 @@ def bench(
     backends: _Backends = None,
     only: _Only = None,
     skip: _Skip = None,
+    device: _Device = "auto",
+    precision: _Precision = "fp32",
     seed: _Seed = 0,
     weights: _Weights = "auto",
     threads: _Threads = 0,
@@ -304,6 +325,8 @@ def bench(
                     skip,
                     thresholds,
                     worker_memory,
+                    device=device,
+                    precisions=parse_precisions(precision),
                     seed=seed,
                     weights=weights,
                     threads=threads,
@@ -343,6 +366,8 @@ def build(
     backends: _Backends = None,
     only: _Only = None,
     skip: _Skip = None,
+    device: _Device = "auto",
+    precision: _Precision = "fp32",
     seed: _Seed = 0,
     weights: _Weights = "auto",
     threads: _Threads = 0,
@@ -383,6 +408,8 @@ def build(
                     skip,
                     thresholds,
                     "",
+                    device=device,
+                    precisions=parse_precisions(precision),
                     seed=seed,
                     weights=weights,
                     threads=threads,

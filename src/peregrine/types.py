@@ -195,8 +195,9 @@ class Placement:
 def numpy_dtype(name: str) -> np.dtype[Any]:
     """The numpy dtype of a spec's `dtype`; bfloat16 and fp8 need `ml_dtypes`."""
     try:
-        return np.dtype(name)
+        found: np.dtype[Any] = np.dtype(name)
     except TypeError:
         import ml_dtypes
 
-        return np.dtype(getattr(ml_dtypes, name))
+        found = np.dtype(getattr(ml_dtypes, name))
+    return found

@@ -26,11 +26,11 @@ from peregrine.results import CandidateResult, FinalRound
 from peregrine.types import Candidate
 from peregrine.validate import compare
 
-_FIRST_ROUNDS = 4
+_FIRST_ROUNDS = 5
 _PLAINLY_SLOWER = 1.15
 """A candidate leaves when even its best of the first rounds was this much behind the leader."""
-_TURN_RUNS = 30
-_TURN_S = 0.3
+_TURN_RUNS = 10
+_TURN_S = 0.25
 _MEMORY_SHARE = 0.8
 
 

@@ -212,8 +212,9 @@ def _write_images(
 
 def image_chunk(model: Model, batch: int) -> int:
     """Images a worker runs at once: the race's batch, or the one the model fixes."""
-    fixed = model.inputs[0].shape[0]
-    return batch if model.batch else int(fixed)
+    if model.batch:
+        return batch
+    return model.inputs[0].resolve(model.dims)[0]
 
 
 def _reference_outputs(
