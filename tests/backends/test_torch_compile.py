@@ -3,6 +3,7 @@ one build serves several questions."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import subprocess
@@ -21,7 +22,7 @@ from peregrine.backends.base import Session
 from peregrine.backends.torch_compile import TorchCompileBackend
 from peregrine.errors import FeedError, OptionError, Unsupported
 from peregrine.model.inputs import random_feeds
-from peregrine.model.model import Model
+from peregrine.model.model import Model, ModuleSource
 from peregrine.types import Array, Candidate, DimRange, Feeds, Profile, Target
 from torch_model import bare_outputs, odd_torch_model, small_torch_model
 
@@ -200,6 +201,16 @@ def test_what_does_not_compile_says_why(tmp_path):
         build(tmp_path, "refuses_to_compile")
     assert "not for compilers" in caught.value.why
     assert len(caught.value.why) <= 300
+
+
+@needs_compiler
+def test_branches_in_torchscript_do_not_compile(tmp_path):
+    model = odd_torch_model(tmp_path, "branches")
+    torch.jit.script(odd_modules.branches()).save(str(tmp_path / "model.pt"))
+    model = dataclasses.replace(model, module=ModuleSource("torchscript", program="model.pt"))
+    with pytest.raises(Unsupported, match="cannot compile branches") as caught:
+        BACKEND.compile(model, INDUCTOR, FIXED)
+    assert "torch.jit.script" in caught.value.why
 
 
 def test_no_compiler(monkeypatch):

@@ -268,9 +268,11 @@ def _just_in_time(
         # Off by default for training's sake; without it an LSTM is left to eager code.
         torch._dynamo.config.patch(allow_rnn=True),
     ):
-        compiled = torch.compile(module, dynamic=dynamic)
-        session = _JustInTimeSession(compiled, model, candidate.precision, target, target.profile)
         try:
+            forward = torch.compile(module, dynamic=dynamic)
+            session = _JustInTimeSession(
+                forward, model, candidate.precision, target, target.profile
+            )
             session.run(_example(model, target, least=2 if dynamic else 1))
             session.counted = _count(counters, target, detail)
             if dynamic and any(r.min == 1 for r in target.profile.dims.values()):
@@ -285,8 +287,8 @@ def _just_in_time(
     if not session.counted.nodes:
         raise Unsupported(
             f"torch.compile found nothing in {model.name} that it can compile.",
-            why=detail or "The module is TorchScript, or disables the compiler.",
-            fix="Give the original PyTorch module.",
+            why=detail or "The module disables the compiler.",
+            fix="Race it without torch_compile.",
         )
     return session
 
