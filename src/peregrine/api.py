@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -183,13 +185,17 @@ def session(
     """
     from peregrine.types import Profile
 
-    scratch = tempfile.TemporaryDirectory(prefix="peregrine-session-")
     request = make_request(model, input_specs=tuple(input_specs), **load_options)
-    loaded = _loader(model, inputs, request)(Path(scratch.name))
-    target = Target(device, Profile.fixed(loaded.sizes(batch)), threads)
-    opened = open_session(loaded, backend, candidate_id=candidate, target=target)
-    # The model directory must outlive the session, which may compile for another batch later.
-    opened.keep_alive(scratch)
+    scratch = Path(tempfile.mkdtemp(prefix="peregrine-session-"))
+    try:
+        loaded = _loader(model, inputs, request)(scratch)
+        target = Target(device, Profile.fixed(loaded.sizes(batch)), threads)
+        opened = open_session(loaded, backend, candidate_id=candidate, target=target)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    # The session may compile for another batch later, from the model directory.
+    opened.on_close(weakref.finalize(opened, shutil.rmtree, scratch, ignore_errors=True))
     return opened
 
 

@@ -139,7 +139,8 @@ class Memory:
     """Peaks of the worker process."""
 
     host_peak_mb: float
-    """While running at the smallest measured batch, build excluded."""
+    """While running at the first measured batch, build excluded: in a process that loaded the
+    saved artefact where the row came to the final, else in the one that built it."""
     device_peak_mb: float | None = None
     host_build_peak_mb: float | None = None
     host_baseline_mb: float | None = None

@@ -6,7 +6,7 @@ import dataclasses
 import threading
 import warnings
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, TypeAlias
@@ -80,7 +80,7 @@ class BundleSession:
         self._fallback = fallback
         self._extra: OrderedDict[tuple[tuple[str, int], ...], Session] = OrderedDict()
         self._max_extra = max_extra
-        self._resources: list[object] = []
+        self._releases: list[Callable[[], object]] = []
         self._closed = False
         self._lock = threading.RLock()
 
@@ -109,9 +109,10 @@ class BundleSession:
                 raise BundleError("The session is closed.", fix="Load the bundle again.")
             return self._session_for(dims).run(ready)
 
-    def keep_alive(self, resource: object) -> None:
-        """Hold on to what later compilations need, e.g. a temporary model directory."""
-        self._resources.append(resource)
+    def on_close(self, release: Callable[[], object]) -> None:
+        """Have `release` called when the session is closed, e.g. to delete a directory that
+        later compilations need."""
+        self._releases.append(release)
 
     def close(self) -> None:
         """Release every session. Safe to call twice."""
@@ -120,7 +121,8 @@ class BundleSession:
             for session in (self._first, *self._extra.values()):
                 session.close()
             self._extra.clear()
-            self._resources.clear()
+            while self._releases:
+                self._releases.pop()()
 
     def __enter__(self) -> BundleSession:
         return self

@@ -42,6 +42,10 @@ class Reload:
     load_s: float | None
     first_run_ms: float | None
     error: str = ""
+    batch: int = 1
+    host_peak_mb: float | None = None
+    """Peak of a process that only loaded the artefact and ran it at `batch`: what deploying
+    takes. The trial's own process may still hold the compiler."""
 
 
 @dataclass(slots=True)
@@ -123,9 +127,12 @@ def _bring_back(setting: Setting, row: CandidateResult, batch: int, worker: Work
         )
         if not validation.passed:
             return Reload(row.id, opened["seconds"], ran["ms"], validation.reason)
+        if batch != first:
+            call("first_run", _lead(setting, batch), batch)
+        peak = worker.call("peak", timeout_s=setting.request.timeout_s)["host_peak_mb"]
     except PeregrineError as error:
         return Reload(row.id, None, None, error.what)
-    return Reload(row.id, opened["seconds"], ran["ms"])
+    return Reload(row.id, opened["seconds"], ran["ms"], "", batch, peak)
 
 
 def _caller(setting: Setting, worker: Worker) -> Callable[..., dict[str, Any]]:
@@ -212,4 +219,14 @@ def with_reload(row: CandidateResult, reload: Reload) -> CandidateResult:
         if reload.error.startswith("not enough memory"):
             return row
         return dataclasses.replace(row, disqualified=why)
-    return dataclasses.replace(row, load_s=reload.load_s)
+    if reload.host_peak_mb is None or row.memory is None:
+        return dataclasses.replace(row, load_s=reload.load_s)
+    first = row.measurements[0].batch
+    memory = row.memory
+    if reload.batch == first:
+        memory = dataclasses.replace(memory, host_peak_mb=reload.host_peak_mb)
+    measurements = tuple(
+        dataclasses.replace(m, peak_mb=reload.host_peak_mb) if m.batch == reload.batch else m
+        for m in row.measurements
+    )
+    return dataclasses.replace(row, load_s=reload.load_s, memory=memory, measurements=measurements)

@@ -183,6 +183,10 @@ class Commands:
         session.run(arrays)
         return {"ms": (time.perf_counter() - started) * 1e3}
 
+    def peak(self) -> dict[str, Any]:
+        """Peak memory of this process since its session was ready."""
+        return {"host_peak_mb": memory.peak_mb()}
+
     def outputs(self, feeds: str, batch: int, out: str) -> dict[str, Any]:
         """Run feeds and write the outputs; the race judges them, not this process."""
         arrays = self._feeds(feeds, batch)

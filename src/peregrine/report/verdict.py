@@ -125,6 +125,8 @@ def _break_even(report: Report, winner: Winner) -> str:
     unit = "inferences" if report.objective.startswith("latency") else "items"
     if row.break_even is None:
         return f"Its build of {figures.seconds(row.build_s)} is never repaid against {against}."
+    if row.break_even < 1:
+        return f"Its build of {figures.seconds(row.build_s)} is repaid by its first inference."
     return (
         f"Its build of {figures.seconds(row.build_s)} is repaid against {against} after "
         f"{row.break_even:,.0f} {unit}."
