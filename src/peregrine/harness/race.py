@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from peregrine.environments import interpreter_for
-from peregrine.errors import NoCandidate, PeregrineError
+from peregrine.errors import NoCandidate, OptionError, PeregrineError
 from peregrine.events import (
     CandidateDone,
     CandidateStarted,
@@ -119,6 +119,12 @@ class _Race:
             else:
                 self.load_in_worker(directory)
         model = Model.open(directory)
+        if not model.batch and self.request.batches != (1,):
+            raise OptionError(
+                f"{model.name} fixes its batch: it cannot be raced at others.",
+                why=f"its inputs are {', '.join(map(str, model.inputs))}",
+                fix="Leave --batch out, or export the model with a symbolic first dimension.",
+            )
         judging = Judging.load(run)
         if judging is None:
             self.tell(Preparing("making inputs"))

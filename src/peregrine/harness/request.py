@@ -34,8 +34,8 @@ class Request:
     """Only candidates whose id matches one of these (shell patterns are allowed)."""
     skip: tuple[str, ...] = ()
     """No candidates whose id or backend matches one of these."""
-    device: str = "auto"
-    """`cpu`, `cuda:0`, or `auto`: the first NVIDIA GPU where there is one, else the CPU."""
+    device: str = "cpu"
+    """`cpu` or `cuda:0`; the API resolves `auto` before it comes here."""
     threads: int = 0
     seed: int = 0
     input_specs: tuple[str, ...] = ()
