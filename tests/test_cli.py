@@ -311,3 +311,21 @@ def test_sizes_batches_and_pairs():
         parse_batches("one")
     with pytest.raises(OptionError):
         parse_pairs(["width"], "--dim", int)
+
+
+@pytest.mark.slow
+def test_a_backend_races_in_an_environment_of_its_own(tmp_path, tiny):
+    made = peregrine("env", "create", "openvino", timeout=600)
+    assert made.returncode == 0, made.stderr
+    assert "openvino" in peregrine("env", "list").stdout
+    run = tmp_path / "run"
+    result = peregrine("bench", tiny, "--backend", "openvino", "--out", run, *_QUICK, "--json")
+    assert result.returncode == 0, result.stderr
+    rows = json.loads(result.stdout)["candidates"]
+    assert rows
+    for row in rows:
+        assert row["status"] == "ok", row["reason"]
+        assert str(os.environ["PEREGRINE_HOME"]) in row["python"]
+        assert "onnxruntime" not in row["versions"]
+    assert peregrine("env", "remove", "openvino").returncode == 0
+    assert str(os.environ["PEREGRINE_HOME"]) not in peregrine("env", "list").stdout

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -57,7 +58,7 @@ CPU_ROWS: tuple[dict[str, Scalar], ...] = ({}, {"spinning": False}, {"threads": 
 _SHAPE_FREE = {providers.CPU, "CUDAExecutionProvider"}
 _ANY_SIZE = 2**31 - 1
 _OPTIMIZED = "optimized.onnx"
-_PROTOBUF_LIMIT = 2**31
+_OPTIMIZED_WEIGHTS = "optimized.bin"
 _QUIET, _CHATTY = 3, 2  # log severities: errors only, warnings too
 
 
@@ -252,13 +253,22 @@ class OnnxRuntimeBackend(Backend):
         """The optimised graph, for the CPU: it opens in about half the time."""
         assert isinstance(session, OrtSession)
         recipe = session.recipe
-        too_big = sum(f.stat().st_size for f in recipe.graph.parent.iterdir()) >= _PROTOBUF_LIMIT
-        if recipe.provider != providers.CPU or too_big:
+        if recipe.provider != providers.CPU:
             return
         if recipe.graph.name == _OPTIMIZED:
-            (directory / _OPTIMIZED).write_bytes(recipe.graph.read_bytes())
-        else:
-            recipe.open(optimized_model_filepath=str(directory / _OPTIMIZED))
+            for name in (_OPTIMIZED, _OPTIMIZED_WEIGHTS):
+                shutil.copyfile(recipe.graph.with_name(name), directory / name)
+            return
+        # Weights go to a file of their own: a graph whose weights lie in external data would
+        # else be saved pointing at files that are not in this directory. Small ones stay: shape
+        # inference cannot read constants from another file.
+        recipe.open(
+            **{
+                "optimized_model_filepath": str(directory / _OPTIMIZED),
+                "session.optimized_model_external_initializers_file_name": _OPTIMIZED_WEIGHTS,
+                "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
+            }
+        )
 
     def load(
         self, directory: Path, model: Model, candidate: Candidate, target: Target
