@@ -102,6 +102,7 @@ class TorchCompileBackend(Backend):
         module = _torch.ready_module(model, candidate.precision, target)
         if target.is_cuda:
             return _just_in_time(module, model, candidate, target, "")
+        _torch.keep_freed_memory()
         try:
             return _ahead_of_time(module, model, candidate, target)
         except MemoryError:
@@ -124,6 +125,7 @@ class TorchCompileBackend(Backend):
             facts = json.loads((directory / _FACTS).read_text())
             if facts["threads"] == _torch.threads_of(target):
                 torch.set_num_threads(facts["threads"])
+                _torch.keep_freed_memory()
                 return _AheadOfTimeSession(package, facts, model, candidate, target)
         return self.compile(model, candidate, target)
 
