@@ -325,7 +325,7 @@ def test_a_backend_races_in_an_environment_of_its_own(tmp_path, tiny):
     assert rows
     for row in rows:
         assert row["status"] == "ok", row["reason"]
-        assert str(os.environ["PEREGRINE_HOME"]) in row["python"]
+        assert row["python"].endswith(" in openvino")
         assert "onnxruntime" not in row["versions"]
     assert peregrine("env", "remove", "openvino").returncode == 0
     assert str(os.environ["PEREGRINE_HOME"]) not in peregrine("env", "list").stdout

@@ -275,7 +275,9 @@ def _versions(backend: Backend) -> dict[str, str]:
 
 
 def _python() -> str:
-    return f"{platform.python_version()} ({sys.executable})"
+    """This interpreter's version and the environment it belongs to, by name: a report is to be
+    read elsewhere, where a path means nothing."""
+    return f"{platform.python_version()} in {Path(sys.prefix).name}"
 
 
 def _as_record(error: BaseException) -> dict[str, str]:

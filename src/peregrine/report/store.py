@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import re
 from pathlib import Path
 
 from peregrine.errors import RunDirectoryError
+from peregrine.report.words import shown
 from peregrine.results import REPORT_FORMAT, Report, from_builtins, to_builtins
 
 FILE = "report.json"
@@ -15,6 +17,8 @@ FILE = "report.json"
 
 def to_json(report: Report) -> str:
     """The report as `report.json` holds it: what the published schema describes."""
+    # Below the working directory its own path is enough, and means something elsewhere too.
+    report = dataclasses.replace(report, run_dir=shown(report.run_dir))
     text = json.dumps(to_builtins(report), indent=1, ensure_ascii=False, allow_nan=False)
     # Lists of numbers on one line each. A JSON string holds no raw newline, so none can match.
     return re.sub(r"\[\n[\d.eE+,\s-]+\]", _on_one_line, text) + "\n"
