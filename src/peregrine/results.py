@@ -207,6 +207,9 @@ class FinalRound:
     boundary: Boundary
     samples_ms: tuple[float, ...]
     throughput_per_s: float
+    process: int = 0
+    """Which of the candidate's fresh processes ran it, from 0. Where a process's memory
+    happens to lie moves its speed by 1 to 3%, so that rounds within one are not independent."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,9 @@ SINGLE_RUN_INDIFFERENCE = 0.05
 CONCESSION = 0.03
 """Of rows that are tied, one that seems slower by more than this is not taken for its memory or
 build: under much noise a tie only says that the rounds could not tell."""
+FEWEST_PROCESSES = 4
+"""Fresh processes of both rows from which on the interval is over processes, not rounds: where a
+process's memory lies moves its speed by 1 to 3%, in all of its rounds alike."""
 MEMORY_INDIFFERENCE = 0.02
 MEMORY_INDIFFERENCE_MB = 4.0
 """Peaks of resident memory nearer than either are equal: two runs of one row differ by as much."""
@@ -97,8 +100,9 @@ def decide(
 ) -> Winner | None:
     """The winner by the finalists' interleaved rounds; None when no row can win.
 
-    Two rows are tied when the 95% interval of their paired ratio over rounds holds 1, or the
-    mean ratio is under `INDIFFERENCE`. Of the fastest row and those tied with it, and nominally
+    Two rows are tied when the 95% interval of their paired ratio holds 1, or the mean ratio is
+    under `INDIFFERENCE`. The interval is over fresh processes where both had at least
+    `FEWEST_PROCESSES`, else over rounds. Of the fastest row and those tied with it, and nominally
     at most `CONCESSION` slower, the one with less memory is taken, then less build time, then
     the faster; `reason` says so. A memory objective takes the row of least memory, and of those
     within `MEMORY_INDIFFERENCE` the fastest.
@@ -121,7 +125,9 @@ def decide(
     field = _field(results, objective)
     if not field:
         return None
-    judge = _Judge(field, _times_of_rounds(finalists, rounds, field, objective))
+    processes = {r.round: r.process for r in rounds}
+    times = _times_of_rounds(finalists, rounds, field, objective)
+    judge = _Judge(field, times, processes)
     if objective.goal is Goal.MEMORY:
         least = min(judge.contenders, key=lambda e: e.memory_mb)
         tied = [e for e in judge.contenders if _near(e.memory_mb, least.memory_mb)]
@@ -182,8 +188,15 @@ def break_even(results: Sequence[CandidateResult], objective: Objective) -> dict
 class _Judge:
     """Compares rows by the final rounds that both ran in, else by their single runs."""
 
-    def __init__(self, field: Sequence[_Entry], times: Mapping[str, Mapping[int, float]]) -> None:
+    def __init__(
+        self,
+        field: Sequence[_Entry],
+        times: Mapping[str, Mapping[int, float]],
+        processes: Mapping[int, int],
+    ) -> None:
         self.field = field
+        self.processes = processes
+        """Round -> which fresh process of each finalist ran it."""
         self.times = times
         """Finalist -> round -> time per item; empty where no two can be compared by rounds."""
         self.contenders = list(field)
@@ -198,7 +211,9 @@ class _Judge:
     @property
     def basis(self) -> str:
         if self.times:
-            return f"{len(self.rounds)} interleaved rounds, {len(self.times)} finalists"
+            fresh = len({self.processes.get(n, 0) for n in self.rounds})
+            each = f" in {fresh} fresh processes each" if fresh > 1 else ""
+            return f"{len(self.rounds)} interleaved rounds{each}, {len(self.times)} finalists"
         if len(self.field) == 1:
             return "no other row can win"
         return "by single runs: there were no interleaved rounds to compare"
@@ -216,13 +231,26 @@ class _Judge:
     def _common(self, e: _Entry, over: _Entry) -> list[int]:
         return sorted(set(self.times.get(e.id, ())) & set(self.times.get(over.id, ())))
 
+    def _independent(self, rounds: Sequence[int]) -> list[list[int]]:
+        """The rounds in parts whose ratios are independent: by process where both started
+        afresh often enough to tell from, else one by one."""
+        by_process: dict[int, list[int]] = {}
+        for number in rounds:
+            by_process.setdefault(self.processes.get(number, 0), []).append(number)
+        if len(by_process) >= FEWEST_PROCESSES:
+            return list(by_process.values())
+        return [[number] for number in rounds]
+
     def slowdown(self, e: _Entry, over: _Entry) -> Ratio:
         """How much slower `e` is. A single-run ratio has an interval only for latencies, from
         the intervals of both medians."""
         if self.paired(e, over):
             own, base = self.times[e.id], self.times[over.id]
-            common = self._common(e, over)
-            return paired_ratio([own[n] for n in common], [base[n] for n in common])
+            parts = self._independent(self._common(e, over))
+            return paired_ratio(
+                [geometric_mean([own[n] for n in part]) for part in parts],
+                [geometric_mean([base[n] for n in part]) for part in parts],
+            )
         mean = e.item_ms / over.item_ms
         if e.goal is Goal.THROUGHPUT:
             return Ratio(mean, mean, mean, 1)
@@ -285,7 +313,7 @@ def _times_of_rounds(
         else:
             ms = float(np.median(r.samples_ms)) / r.batch
         took.setdefault(r.candidate, {})[r.round] = ms
-    judge = _Judge(field, took)
+    judge = _Judge(field, took, {})
     return took if len(took) >= 2 and len(judge.rounds) >= 2 else {}
 
 

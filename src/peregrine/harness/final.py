@@ -3,14 +3,16 @@
 A row measured minutes before another proves nothing on a machine with neighbours. So each
 valid candidate comes back in a fresh process from its own artefact (which times the load, and
 proves that the artefact works), and they take turns: one turn each a round, in shuffled order.
-A candidate that is plainly slower in every one of its first rounds leaves early.
+A candidate that is plainly slower in every one of its first rounds leaves early. The others
+start afresh every few rounds: how the memory of a process happens to lie moves its speed by 1 to
+3%, and a verdict must not hang on that.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import random
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,11 +29,14 @@ from peregrine.types import Candidate
 from peregrine.validate import compare
 
 _FIRST_ROUNDS = 5
+_ROUNDS_A_PROCESS = 3
+"""Rounds that a process runs after the first ones; then all start afresh."""
 _PLAINLY_SLOWER = 1.15
 """A candidate leaves when even its best of the first rounds was this much behind the leader."""
 _TURN_RUNS = 10
 _TURN_S = 0.25
 _MEMORY_SHARE = 0.8
+_NO_ROOM = "not enough memory to join the final"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +59,7 @@ class _Contestant:
     batch: int
     worker: Worker
     times: list[float]
-    """Seconds per item, a round each."""
+    """Time per item, a round each."""
 
 
 def run_final(
@@ -76,24 +81,13 @@ def run_final(
         progress: told the round done, and the number of rounds.
         phase: told candidate, phase and detail.
     """
-    with contextlib.ExitStack() as workers:
-        contestants: list[_Contestant] = []
-        room = available_mb() * _MEMORY_SHARE
-        for row, batch in rows:
-            need = row.memory.host_peak_mb if row.memory else 0.0
-            if need > room and contestants:
-                record(Reload(row.id, None, None, "not enough memory to join the final"))
-                continue
-            phase(row.id, "load", "")
-            worker = workers.enter_context(setting.start(_candidate(row), "final"))
-            reload = _bring_back(setting, row, batch, worker)
-            record(reload)
-            if reload.error:
-                worker.kill()
-                continue
-            room -= need
-            contestants.append(_Contestant(row, batch, worker, []))
-        _play(setting, contestants, offline, record, progress, phase)
+    final = _Final(setting, offline, record, phase)
+    try:
+        final.admit(rows)
+        final.play(progress)
+    finally:
+        for contestant in final.contestants:
+            contestant.worker.kill()
 
 
 def _candidate(row: CandidateResult) -> Candidate:
@@ -148,56 +142,114 @@ def _caller(setting: Setting, worker: Worker) -> Callable[..., dict[str, Any]]:
     return call
 
 
-def _play(
-    setting: Setting,
-    contestants: list[_Contestant],
-    offline: bool,
-    record: Callable[[FinalRound | Reload], None],
-    progress: Callable[[int, int], None],
-    phase: Callable[[str, str, str], None],
-) -> None:
-    rounds = setting.request.final_rounds
-    order = random.Random(setting.request.seed)  # a schedule, not a secret
-    for number in range(1, rounds + 1):
-        if len(contestants) < 2:
-            break
-        order.shuffle(contestants)
-        for contestant in list(contestants):
-            phase(contestant.row.id, "final", f"round {number} of {rounds}")
-            try:
-                answer = _caller(setting, contestant.worker)(
-                    "turn",
-                    _lead(setting, contestant.batch),
-                    contestant.batch,
-                    boundary=str(setting.request.objective.boundary),
-                    runs=_TURN_RUNS,
-                    seconds=_TURN_S,
-                    offline=offline,
-                    quiet=True,
-                )
-            except PeregrineError as error:
-                record(Reload(contestant.row.id, None, None, f"left the final: {error.what}"))
-                contestants.remove(contestant)
+class _Final:
+    def __init__(
+        self,
+        setting: Setting,
+        offline: bool,
+        record: Callable[[FinalRound | Reload], None],
+        phase: Callable[[str, str, str], None],
+    ) -> None:
+        self.setting = setting
+        self.offline = offline
+        self.record = record
+        self.phase = phase
+        self.contestants: list[_Contestant] = []
+
+    def admit(self, rows: Sequence[tuple[CandidateResult, int]]) -> None:
+        """Bring every row back, as far as memory goes."""
+        room = available_mb() * _MEMORY_SHARE
+        for row, batch in rows:
+            need = row.memory.host_peak_mb if row.memory else 0.0
+            if need > room and self.contestants:
+                self.record(Reload(row.id, None, None, _NO_ROOM))
                 continue
-            contestant.times.append(1 / answer["throughput_per_s"])
-            samples = tuple(answer["samples_ms"])
-            if not offline:
-                contestant.times[-1] = sorted(samples)[len(samples) // 2] / contestant.batch
-            record(
-                FinalRound(
-                    round=number,
-                    candidate=contestant.row.id,
-                    batch=contestant.batch,
-                    boundary=setting.request.objective.boundary,
-                    samples_ms=samples,
-                    throughput_per_s=answer["throughput_per_s"],
-                )
-            )
-        progress(number, rounds)
-        if number == _FIRST_ROUNDS:
-            for leaver in _plainly_slower(contestants):
-                leaver.worker.kill()
-                contestants.remove(leaver)
+            room -= need
+            contestant = _Contestant(row, batch, self.start(row), [])
+            self.contestants.append(contestant)
+            reload = self.bring_back(contestant)
+            self.record(reload)
+            if reload.error:
+                self.dismiss(contestant)
+
+    def start(self, row: CandidateResult) -> Worker:
+        return self.setting.start(_candidate(row), "final")
+
+    def dismiss(self, contestant: _Contestant) -> None:
+        contestant.worker.kill()
+        self.contestants.remove(contestant)
+
+    def bring_back(self, contestant: _Contestant) -> Reload:
+        self.phase(contestant.row.id, "load", "")
+        return _bring_back(self.setting, contestant.row, contestant.batch, contestant.worker)
+
+    def play(self, progress: Callable[[int, int], None]) -> None:
+        """The rounds, each process of a contestant running a few of them."""
+        rounds = self.setting.request.final_rounds
+        order = random.Random(self.setting.request.seed)  # a schedule, not a secret
+        process = 0
+        for number in range(1, rounds + 1):
+            if len(self.contestants) < 2:
+                return
+            if process_of(number) != process:
+                process = process_of(number)
+                self.renew()
+            order.shuffle(self.contestants)
+            for contestant in list(self.contestants):
+                self.phase(contestant.row.id, "final", f"round {number} of {rounds}")
+                try:
+                    self.turn(contestant, number, process)
+                except PeregrineError as error:
+                    self.leave(contestant, error.what)
+            progress(number, rounds)
+            if number == _FIRST_ROUNDS:
+                for leaver in _plainly_slower(self.contestants):
+                    self.dismiss(leaver)
+
+    def renew(self) -> None:
+        """A fresh process for everyone."""
+        for contestant in list(self.contestants):
+            contestant.worker.kill()
+            contestant.worker = self.start(contestant.row)
+            reload = self.bring_back(contestant)
+            if reload.error:
+                self.leave(contestant, reload.error)
+
+    def leave(self, contestant: _Contestant, why: str) -> None:
+        self.record(Reload(contestant.row.id, None, None, f"left the final: {why}"))
+        self.dismiss(contestant)
+
+    def turn(self, contestant: _Contestant, number: int, process: int) -> None:
+        boundary = self.setting.request.objective.boundary
+        answer = _caller(self.setting, contestant.worker)(
+            "turn",
+            _lead(self.setting, contestant.batch),
+            contestant.batch,
+            boundary=str(boundary),
+            runs=_TURN_RUNS,
+            seconds=_TURN_S,
+            offline=self.offline,
+            quiet=True,
+        )
+        found = FinalRound(
+            round=number,
+            candidate=contestant.row.id,
+            batch=contestant.batch,
+            boundary=boundary,
+            samples_ms=tuple(answer["samples_ms"]),
+            throughput_per_s=answer["throughput_per_s"],
+            process=process,
+        )
+        item_s = 1 / found.throughput_per_s
+        if not self.offline:
+            item_s = statistics.median(found.samples_ms) / contestant.batch
+        contestant.times.append(item_s)
+        self.record(found)
+
+
+def process_of(number: int) -> int:
+    """Which fresh process runs a round, from 0; rounds count from 1."""
+    return max(0, 1 + (number - _FIRST_ROUNDS - 1) // _ROUNDS_A_PROCESS)
 
 
 def _plainly_slower(contestants: Sequence[_Contestant]) -> list[_Contestant]:
@@ -216,7 +268,7 @@ def with_reload(row: CandidateResult, reload: Reload) -> CandidateResult:
     """A row with what the final found out about its artefact."""
     if reload.error and not row.disqualified:
         why = f"what it saved could not be used again: {reload.error}"
-        if reload.error.startswith("not enough memory"):
+        if reload.error == _NO_ROOM:
             return row
         return dataclasses.replace(row, disqualified=why)
     if reload.host_peak_mb is None or row.memory is None:

@@ -63,7 +63,7 @@ class Request:
     """Seconds any one step of a worker may take."""
     worker_memory_mb: float = 0.0
     """Resident MiB of a worker; 0 leaves a tenth of what is available to the rest."""
-    final_rounds: int = 15
+    final_rounds: int = 17
     command: str = ""
     """The command line that made this request, quoted for a shell."""
 
