@@ -15,8 +15,6 @@ import psutil
 import pytest
 from onnx import TensorProto, helper
 
-from peregrine.cli import parse_batches, parse_pairs, parse_size_mb
-from peregrine.errors import OptionError
 from tiny_model import tiny_graph
 
 _QUICK = ("--runs", "5", "--rounds", "3", "--batch", "1")
@@ -158,6 +156,27 @@ def test_the_winner_is_built_and_loads_in_two_lines(raced, tmp_path):
     _refused(refused, "--force")
 
 
+def test_a_bundle_and_the_run_that_chose_it_are_both_kept(tmp_path, tiny):
+    bundle, run = tmp_path / "tiny.bundle", tmp_path / "run"
+    result = peregrine(
+        "build", tiny, "--out", bundle, "--run-dir", run, "--backend", "onnxruntime",
+        "--runs", 5, "--rounds", 3,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert str(bundle) in result.stdout
+    report = json.loads(peregrine("report", run, "--json").stdout)
+    assert {c["backend"] for c in report["candidates"]} == {"onnxruntime"}
+    assert report["winner"]["id"]
+
+
+def test_the_version():
+    from importlib.metadata import version
+
+    result = peregrine("--version")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == f"peregrine {version('peregrine-inference')}\n"
+
+
 def test_a_missing_file(tmp_path):
     _refused(peregrine("bench", tmp_path / "nothing.onnx", cwd=tmp_path), "nothing.onnx")
 
@@ -295,22 +314,6 @@ def test_ctrl_c_leaves_no_worker_and_a_run_to_resume(tmp_path, tiny, sent):
     resumed = peregrine("bench", "--resume", run, "--quiet", "--json")
     assert resumed.returncode == 0, resumed.stderr
     assert json.loads(resumed.stdout)["complete"]
-
-
-def test_sizes_batches_and_pairs():
-    assert parse_size_mb("500") == 500
-    assert parse_size_mb("500MB") == 500
-    assert parse_size_mb("4GiB") == 4096
-    assert parse_size_mb("512k") == 0.5
-    assert parse_batches("1,8,32,8") == (1, 8, 32)
-    assert parse_pairs(["width=320"], "--dim", int) == {"width": 320}
-    for wrong in (lambda: parse_size_mb("much"), lambda: parse_size_mb("-1GB")):
-        with pytest.raises(OptionError):
-            wrong()
-    with pytest.raises(OptionError):
-        parse_batches("one")
-    with pytest.raises(OptionError):
-        parse_pairs(["width"], "--dim", int)
 
 
 @pytest.mark.slow

@@ -1,0 +1,96 @@
+"""The shared options: what is typed becomes what is asked of the API."""
+
+import dataclasses
+import inspect
+from pathlib import Path
+
+import pytest
+
+from peregrine.cli.options import RaceOptions
+from peregrine.cli.races import bench, build
+from peregrine.errors import OptionError
+from peregrine.harness.request import Request
+from peregrine.objective import Objective
+from peregrine.types import Precision
+
+
+def test_what_is_not_typed_is_as_in_the_api():
+    asked = RaceOptions().for_api(batches=(1,))
+    expected = dataclasses.replace(Request("m"), device="auto", command=asked["command"])
+    assert Request("m", **asked) == expected
+
+
+def test_every_word_arrives(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.npz", "photos.json"):
+        Path(name).touch()
+    typed = {
+        "inputs": ["x:float32:Bx6"],
+        "dims": ["width=320"],
+        "weights": "random",
+        "seed": 3,
+        "trust": True,
+        "batch": "4,8",
+        "precision": "fp16",
+        "device": "cpu",
+        "backends": ["openvino"],
+        "only": ["openvino*"],
+        "skip": ["pytorch"],
+        "find_max_batch": True,
+        "objective": "throughput",
+        "max_latency": 50.0,
+        "max_memory": "1GB",
+        "images": "photos",
+        "preprocessing": Path("photos.json"),
+        "feeds": [Path("a.npz")],
+        "thresholds": ["cosine=0.9"],
+        "allow_fallback": True,
+        "runs": 7,
+        "rounds": 5,
+        "threads": 2,
+        "timeout": 9.0,
+        "worker_memory": "2GB",
+        "quiet": True,
+    }
+    assert set(typed) == {field.name for field in dataclasses.fields(RaceOptions)}
+    assert Request("m", **RaceOptions(**typed).for_api() | {"command": ""}) == Request(
+        "m",
+        objective=Objective.throughput(50.0, 1024.0),
+        batches=(4, 8),
+        find_max_batch=True,
+        precisions=(Precision.FP16,),
+        backends=("openvino",),
+        only=("openvino*",),
+        skip=("pytorch",),
+        device="cpu",
+        threads=2,
+        seed=3,
+        input_specs=("x:float32:Bx6",),
+        dims={"width": 320},
+        weights="random",
+        trust=True,
+        feeds=(str(tmp_path / "a.npz"),),
+        images=str(tmp_path / "photos"),
+        preprocessing=str(tmp_path / "photos.json"),
+        thresholds={"cosine": 0.9},
+        allow_fallback=True,
+        min_runs=7,
+        timeout_s=9.0,
+        worker_memory_mb=2048.0,
+        final_rounds=5,
+    )
+
+
+def test_the_first_batch_decides_a_latency():
+    assert RaceOptions(batch="8,1").for_api()["objective"].batch == 8
+
+
+def test_a_file_that_is_not_there():
+    with pytest.raises(OptionError, match=r"nowhere\.npz"):
+        RaceOptions(feeds=[Path("nowhere.npz")]).for_api()
+
+
+@pytest.mark.parametrize("verb", [bench, build])
+def test_both_verbs_take_every_shared_option(verb):
+    shared = {field.name for field in dataclasses.fields(RaceOptions)}
+    assert shared < set(inspect.signature(verb).parameters)
