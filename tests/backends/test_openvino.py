@@ -12,12 +12,11 @@ import numpy as np
 import pytest
 
 from conformance import BATCH, assert_close, scaled_error, target
-from one_node import of_bytes, one_node, truncated
+from one_node import one_node
 from peregrine.backends.openvino import OpenVinoBackend, OpenVinoSession
 from peregrine.errors import (
     BackendError,
     FeedError,
-    ModelCorrupt,
     OptionError,
     Unsupported,
 )
@@ -30,11 +29,6 @@ pytest.importorskip("openvino")
 BACKEND = OpenVinoBackend()
 LATENCY = Candidate("openvino", "latency")
 THROUGHPUT = Candidate("openvino", "throughput")
-
-
-@pytest.fixture(scope="module")
-def residual(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    return SMALL["residual"]().load(tmp_path_factory.mktemp("residual"))
 
 
 @pytest.fixture(scope="module")
@@ -188,21 +182,6 @@ def test_an_unknown_operator_is_named(tmp_path: Path, domain: str, named: str) -
         compiled(one_node(tmp_path, "Frobnicate", domain=domain))
     assert named in raised.value.what
     assert raised.value.fix
-
-
-def test_random_bytes_are_corrupt(tmp_path: Path) -> None:
-    with pytest.raises(ModelCorrupt):
-        compiled(of_bytes(tmp_path, os.urandom(3000)))
-
-
-def test_a_truncated_file_is_corrupt(tmp_path: Path) -> None:
-    with pytest.raises(ModelCorrupt):
-        compiled(truncated(one_node(tmp_path, "Relu")))
-
-
-def test_a_node_without_its_input_is_corrupt(tmp_path: Path) -> None:
-    with pytest.raises(ModelCorrupt, match="nowhere"):
-        compiled(one_node(tmp_path, "Add", inputs=("x", "nowhere")))
 
 
 def test_options_variants_and_precisions_are_checked(residual: Model) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from conformance import BATCH, SEED, Subject, assert_close, shared_data, target
+from conformance import BATCH, SEED, Subject, assert_close, target
 from peregrine.backends import registry
 from peregrine.backends._trt_engine import build_engine, installed_module
 from peregrine.backends.base import Session
@@ -16,6 +16,7 @@ from peregrine.model.inputs import parse_input
 from peregrine.model.load import load
 from peregrine.model.model import Model
 from peregrine.types import Candidate
+from real_networks import shared_data
 
 TOLERANCE = 1e-4
 AS_WRITTEN = Candidate(
@@ -43,12 +44,9 @@ NETWORKS = {
 
 @pytest.fixture(scope="module", params=NETWORKS)
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
-    data = shared_data()
-    if data is None:
-        pytest.skip("the shared networks are not here; PEREGRINE_SHARED_DATA names them")
     network = NETWORKS[request.param]
     return load(
-        data / "models" / f"{request.param}.onnx",
+        shared_data() / "models" / f"{request.param}.onnx",
         tmp_path_factory.mktemp(request.param),
         inputs=[parse_input(text) for text in network.inputs],
         dims=network.dims,

@@ -5,7 +5,13 @@ from __future__ import annotations
 import functools
 import re
 
-from peregrine.errors import BackendError, ModelCorrupt, PeregrineError, Unsupported
+from peregrine.errors import (
+    BackendError,
+    BackendUnavailable,
+    ModelCorrupt,
+    PeregrineError,
+    Unsupported,
+)
 
 # What it says of an operator it does not know, or knows but cannot run for these types.
 _UNKNOWN = re.compile(r"(?P<domain>[\w.]+):(?P<op>\w+)\((?P<version>-?\d+)\) is not a registered")
@@ -19,6 +25,12 @@ _IR = re.compile(
     r"Unsupported model IR version: (?P<ir>\d+), max supported IR version: (?P<max>\d+)"
 )
 _OUT_OF_MEMORY = ("Failed to allocate memory", "bad_alloc", "out of memory", "OutOfMemory")
+_LIBRARY_MISSING = (
+    "cannot open shared object file",
+    "Failed to load library",
+    "Please install TensorRT libraries",
+    "Require cuDNN",
+)
 _NEWER = "Export the model for an older opset, or `pip install --upgrade onnxruntime`."
 _REWRITE = "Replace the operator in the model, or race another backend."
 
@@ -38,6 +50,12 @@ def on_open(error: Exception, name: str, provider: str) -> Exception:
     unsupported = _unsupported(text, name, provider)
     if unsupported is not None:
         return unsupported
+    if any(words in text for words in _LIBRARY_MISSING):
+        return BackendUnavailable(
+            f"The libraries of {provider} do not load.",
+            why=text,
+            fix="Install the runtime it needs, and put its libraries on LD_LIBRARY_PATH.",
+        )
     if type(error).__name__ in ("InvalidProtobuf", "InvalidGraph", "InvalidArgument"):
         return ModelCorrupt(
             f"ONNX Runtime cannot read {name}.",

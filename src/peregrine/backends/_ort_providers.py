@@ -5,6 +5,7 @@ A plugin is a distribution named `onnxruntime-ep-*` with a library that plain on
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.metadata
 import json
@@ -33,6 +34,13 @@ _DEVICES = {
 _VENDORS = {
     "OpenVINOExecutionProvider": (0x8086, "Intel"),
     "NvTensorRTRTXExecutionProvider": (0x10DE, "NVIDIA"),
+    "nv_tensorrt_rtx": (0x10DE, "NVIDIA"),
+}
+# Python packages whose import loads a plugin's libraries. A plugin may call itself otherwise
+# than its provider.
+_LIBRARIES = {
+    "NvTensorRTRTXExecutionProvider": "tensorrt_rtx",
+    "nv_tensorrt_rtx": "tensorrt_rtx",
 }
 _INSTEAD = {
     "OpenVINOExecutionProvider": (
@@ -153,6 +161,7 @@ def _plugin_device(provider: Provider, target: Target) -> Any:
 
     if provider.module not in _registered:
         library = importlib.import_module(provider.module).get_library_path()
+        _preload(provider.name)
         ort.register_execution_provider_library(provider.distribution, library)
         _registered.add(provider.module)
     devices = ort.get_ep_devices()
@@ -170,6 +179,13 @@ def _plugin_device(provider: Provider, target: Target) -> Any:
             f"Install the driver of its device, or `pip uninstall {provider.distribution}`.",
         ),
     )
+
+
+def _preload(name: str) -> None:
+    """Load the libraries that a plugin needs and another package brings, where it is installed:
+    the plugin looks for them by name among what the process has loaded."""
+    with contextlib.suppress(ImportError):
+        importlib.import_module(_LIBRARIES.get(name, "onnxruntime"))
 
 
 def _why_no_device(name: str, wanted: str, devices: Any) -> str:
