@@ -6,7 +6,6 @@ import os
 import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
@@ -95,10 +94,3 @@ class Subject:
         for session in self.sessions.values():
             if isinstance(session, Session):
                 session.close()
-
-
-def shared_data() -> Path | None:
-    """The directory of real networks and photos, where there is one."""
-    named = os.environ.get("PEREGRINE_SHARED_DATA")
-    path = Path(named) if named else Path(__file__).parents[2] / "shared" / "data"
-    return path if path.is_dir() else None

@@ -1,4 +1,3 @@
-import os
 from pathlib import Path
 
 import numpy as np
@@ -6,16 +5,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-_REPO = Path(__file__).parents[2]
-_SHARED = Path(os.environ.get("PEREGRINE_SHARED_DATA", _REPO.parent / "shared" / "data"))
+import real_networks
 
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Real networks and photos; a checkout without them skips what needs them."""
-    if not _SHARED.is_dir():
-        pytest.skip(f"no real networks at {_SHARED}; set PEREGRINE_SHARED_DATA")
-    return _SHARED
+    return real_networks.shared_data()
 
 
 @pytest.fixture(scope="session")
