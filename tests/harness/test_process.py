@@ -213,3 +213,13 @@ def test_killing_the_race_leaves_no_orphan(model, tmp_path):
     while _group_alive(group):
         assert time.monotonic() < deadline, "the worker outlived the race"
         time.sleep(0.05)
+
+
+def test_a_workers_temporary_files_go_with_it(start, model, tmp_path):
+    scratch = tmp_path / "scratch"
+    worker = start(scratch=scratch)
+    _open(worker, model, "steady")
+    (scratch / "left-by-a-compiler").touch()
+    assert f"TMPDIR={scratch}" in Path(f"/proc/{worker.pid}/environ").read_text().split("\0")
+    worker.kill()
+    assert not scratch.exists()

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import html
 import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from peregrine.harness.statistics import latency_ms
 from peregrine.report.html import page, write_html
 from peregrine.report.html.markup import Markup, el
 from peregrine.report.html.plot import Scale
@@ -144,3 +147,19 @@ def test_ticks_lie_inside_and_are_few(low: float, high: float, log: bool) -> Non
     assert len(ticks) <= 12
     assert all(low * 0.999 <= t <= high * 1.001 for t in ticks)
     assert all(0 <= scale(t) <= 1000 for t in ticks)
+
+
+def test_a_very_noisy_row_is_drawn_too(report: Report) -> None:
+    """Samples all over the scale ask for the widest kernel."""
+    rng = np.random.default_rng(0)
+    first = report.candidates[0]
+    wild = tuple(rng.lognormal(2, 1.5, 40).tolist())
+    noisy = dataclasses.replace(
+        first,
+        measurements=tuple(
+            dataclasses.replace(m, samples_ms=wild, latency_ms=latency_ms(wild))
+            for m in first.measurements
+        ),
+    )
+    rest = report.candidates[1:]
+    assert first.id in page(dataclasses.replace(report, candidates=(noisy, *rest)))

@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import selectors
+import shutil
 import signal
 import subprocess
 import time
@@ -66,6 +67,7 @@ class Worker:
         log: Path,
         memory_limit_mb: float = float("inf"),
         python_path: tuple[str, ...] = (),
+        scratch: Path | None = None,
     ) -> None:
         """Start the process. Returns at once; the first `call` finds out if it came up.
 
@@ -74,11 +76,14 @@ class Worker:
             log: file that standard output and error are appended to.
             memory_limit_mb: resident MiB of the worker and its children; more is a kill.
             python_path: directories to import from, beyond the interpreter's own.
+            scratch: directory for temporary files, deleted with the worker: what a compiler
+                leaves behind when it is killed would else fill the system's.
         """
         self.log = log
         self.memory_limit_mb = memory_limit_mb
         self.peak_seen_mb = 0.0
         self._killed = False
+        self._scratch = scratch
         log.parent.mkdir(parents=True, exist_ok=True)
         answers, worker_end = os.pipe()
         environment = {**os.environ, **interpreter.env}
@@ -86,6 +91,9 @@ class Worker:
         if inherited := environment.get("PYTHONPATH"):
             paths.append(inherited)
         environment["PYTHONPATH"] = os.pathsep.join(paths)
+        if scratch is not None:
+            scratch.mkdir(parents=True, exist_ok=True)
+            environment["TMPDIR"] = str(scratch)
         root = str(Path(__file__).parents[1])
         arguments = [root, str(worker_end), str(os.getpid())]
         try:
@@ -235,6 +243,8 @@ class Worker:
             with contextlib.suppress(BrokenPipeError):
                 self._process.stdin.close()
         self._answers.close()
+        if self._scratch is not None:
+            shutil.rmtree(self._scratch, ignore_errors=True)
 
     def __enter__(self) -> Worker:
         return self

@@ -30,7 +30,7 @@ from peregrine.harness.plan import make_plan
 from peregrine.harness.process import Worker
 from peregrine.harness.reference import Judging, make_judging
 from peregrine.harness.request import Request
-from peregrine.harness.rundir import RunDirectory
+from peregrine.harness.rundir import SCRATCH, RunDirectory
 from peregrine.harness.trial import Setting, run_trial
 from peregrine.model.model import MODEL_FILE, Model
 from peregrine.results import FinalRound, Report
@@ -101,7 +101,8 @@ class _Race:
             self.final(setting)
             run.append("finished", {"time": _now()})
         finally:
-            shutil.rmtree(run.file("outputs"), ignore_errors=True)
+            for temporary in ("outputs", SCRATCH):
+                shutil.rmtree(run.file(temporary), ignore_errors=True)
             run.release()
         report = assemble(run)
         self.tell(RunDone(report))

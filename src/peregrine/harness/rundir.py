@@ -31,6 +31,8 @@ from peregrine.results import to_builtins
 
 _RUN = "run.json"
 _ROWS = "results.jsonl"
+SCRATCH = "scratch"
+"""Temporary files of the workers; a killed race may leave some."""
 
 
 class RunDirectory:

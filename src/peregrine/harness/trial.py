@@ -25,7 +25,7 @@ from peregrine.harness.batching import tile
 from peregrine.harness.process import Worker
 from peregrine.harness.reference import IMAGES, FeedSet, Judging, image_chunk
 from peregrine.harness.request import Request
-from peregrine.harness.rundir import RunDirectory, slug
+from peregrine.harness.rundir import SCRATCH, RunDirectory, slug
 from peregrine.harness.watch import available_mb
 from peregrine.model.model import Model
 from peregrine.results import (
@@ -76,6 +76,7 @@ class Setting:
             interpreter_for(candidate.backend),
             log=self.run.file("logs", f"{name}.log"),
             memory_limit_mb=self.memory_limit_mb,
+            scratch=self.run.file(SCRATCH, name),
         )
 
     def open(

@@ -155,7 +155,8 @@ def _kernel(values: Array, step: float) -> Array:
     """A Gaussian as wide as Silverman's rule asks for these values, on a grid of `step`."""
     q25, q75 = np.percentile(values, [25, 75])
     spread = min(float(values.std()), float(q75 - q25) / 1.34) or float(values.std())
-    width = min(40.0, max(1.0, 0.9 * spread * values.size**-0.2 / step))
+    # At most so wide that the kernel is shorter than the 240 bins it smooths.
+    width = min(39.0, max(1.0, 0.9 * spread * values.size**-0.2 / step))
     at = np.arange(-math.ceil(3 * width), math.ceil(3 * width) + 1)
     weights = np.exp(-0.5 * (at / width) ** 2)
     return np.asarray(weights / weights.sum())
