@@ -160,3 +160,22 @@ def test_public_names_resolve_and_are_all_there():
     assert peregrine.__version__
     with pytest.raises(AttributeError, match="nonsense"):
         peregrine.nonsense  # noqa: B018
+
+
+def test_a_bundle_for_throughput_holds_the_engine_of_the_winning_batch(tmp_path):
+    report = peregrine.bench(
+        Net().eval(),
+        {"x": np.zeros((1, 3, 16, 16), np.float32)},
+        objective=peregrine.Objective.throughput(),
+        backends=("openvino",),
+        sweep=(1, 2, 4),
+        out=tmp_path / "run",
+        **_QUICK,
+    )
+    from peregrine.api import build_from
+
+    batch = report.winner.batch
+    with peregrine.load(build_from(report, tmp_path / "net.bundle")) as session:
+        assert session.how == "engine"
+        x = np.random.default_rng(4).random((batch, 3, 16, 16), np.float32)
+        assert next(iter(session.run({"x": x}).values())).shape == (batch, 5)

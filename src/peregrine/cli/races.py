@@ -105,7 +105,8 @@ def build(
     if from_run is not None:
         made = api.build_from(api.open_report(from_run), out, force=force)
     else:
-        asked = race.for_api(batches=(1,))
+        # Throughput is decided by a sweep, latency at one batch.
+        asked = race.for_api(batches=() if race.objective == "throughput" else (1,))
         with watched(quiet=race.quiet) as observer:
             made = api.build(model, out, force=force, observer=observer, run_dir=run_dir, **asked)
     say(f"Bundle: {made}")

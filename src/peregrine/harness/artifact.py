@@ -9,7 +9,8 @@ from pathlib import Path
 from peregrine import bundle
 from peregrine.errors import RunDirectoryError
 from peregrine.fingerprint import current
-from peregrine.harness.rundir import RunDirectory, slug
+from peregrine.harness.rundir import RunDirectory
+from peregrine.harness.trial import artifact_of
 from peregrine.model.model import Model
 from peregrine.results import Report, to_builtins
 from peregrine.types import Candidate, Profile, Target
@@ -24,15 +25,16 @@ def keep_winner(run: RunDirectory, report: Report, out: Path, *, force: bool = F
     Raises:
         RunDirectoryError: the run has no winner, or its artefact is gone.
     """
-    row = report.candidate(report.winner.id) if report.winner else None
-    if row is None:
+    winner = report.winner
+    row = report.candidate(winner.id) if winner else None
+    if winner is None or row is None:
         raise RunDirectoryError(f"{run.path} has no winner.", fix="Run the race to its end.")
     request = run.request
     model = Model.open(run.file("model"))
     candidate = Candidate(row.backend, row.variant, row.precision, row.options)
-    batch = request.batches[0] if model.batch else 1
+    batch = winner.batch
     target = Target(request.device, Profile.fixed(model.sizes(batch)), request.threads)
-    artifact = run.file("artifacts", slug(candidate.id))
+    artifact = artifact_of(run, candidate, batch)
     if not artifact.is_dir():
         raise RunDirectoryError(
             f"The winner's artefact {artifact} is gone.", fix="Run the race again."

@@ -94,25 +94,21 @@ def _candidate(row: CandidateResult) -> Candidate:
     return Candidate(row.backend, row.variant, row.precision, row.options)
 
 
-def _lead(setting: Setting, batch: int) -> FeedSet:
-    own = setting.judging.for_batch(batch)
-    return own[0] if own else setting.judging.sets[0]
-
-
 def _bring_back(setting: Setting, row: CandidateResult, batch: int, worker: Worker) -> Reload:
     """Load the artefact, run it once, and judge it again: what was saved must be what was
     measured."""
     candidate = _candidate(row)
-    first = setting.request.batches[0] if setting.model.batch else 1
-    lead = setting.judging.for_batch(first)[0]
+    judging = setting.judging
+    lead = judging.lead(batch)
+    artifact = setting.artifact(candidate, batch)
     try:
-        opened = setting.open(worker, candidate, first, setting.artifact(candidate))
+        opened = setting.open(worker, candidate, batch, artifact if artifact.is_dir() else None)
         call = _caller(setting, worker)
-        ran = call("first_run", lead, first)
+        ran = call("first_run", lead, batch)
         out = setting.run.file("outputs", f"{slug(row.id)}.final")
-        call("outputs", lead, first, out=str(out))
+        call("outputs", lead, batch, out=str(out))
         validation = compare(
-            [lead.outputs(setting.run)],
+            [judging.expected(setting.run, setting.model, batch)],
             [wire.load_arrays(out)],
             outputs=setting.model.outputs,
             precision=row.precision,
@@ -121,8 +117,6 @@ def _bring_back(setting: Setting, row: CandidateResult, batch: int, worker: Work
         )
         if not validation.passed:
             return Reload(row.id, opened["seconds"], ran["ms"], validation.reason)
-        if batch != first:
-            call("first_run", _lead(setting, batch), batch)
         peak = worker.call("peak", timeout_s=setting.request.timeout_s)["host_peak_mb"]
     except PeregrineError as error:
         return Reload(row.id, None, None, error.what)
@@ -223,7 +217,7 @@ class _Final:
         boundary = self.setting.request.objective.boundary
         answer = _caller(self.setting, contestant.worker)(
             "turn",
-            _lead(self.setting, contestant.batch),
+            self.setting.judging.lead(contestant.batch),
             contestant.batch,
             boundary=str(boundary),
             runs=_TURN_RUNS,

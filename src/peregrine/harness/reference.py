@@ -69,6 +69,15 @@ class Judging:
     def for_batch(self, batch: int) -> tuple[FeedSet, ...]:
         return tuple(s for s in self.sets if s.batch == batch)
 
+    def lead(self, batch: int) -> FeedSet:
+        """The set that stands for a batch: its own, or the first one with its rows repeated."""
+        return next(iter(self.for_batch(batch)), self.sets[0])
+
+    def expected(self, run: RunDirectory, model: Model, batch: int) -> dict[str, Array]:
+        """The reference's outputs for `lead(batch)` at that batch."""
+        outputs = self.lead(batch).outputs(run)
+        return tile(model.outputs, model.batch, outputs, batch)
+
     def image_outputs(self, run: RunDirectory) -> dict[str, Array]:
         return wire.load_arrays(run.file("reference", IMAGES))
 

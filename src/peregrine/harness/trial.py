@@ -21,7 +21,6 @@ from peregrine.errors import (
     WorkerTimeout,
 )
 from peregrine.harness import wire
-from peregrine.harness.batching import tile
 from peregrine.harness.process import Worker
 from peregrine.harness.reference import IMAGES, FeedSet, Judging, image_chunk
 from peregrine.harness.request import Request
@@ -93,8 +92,14 @@ class Setting:
             artifact=str(artifact) if artifact else None,
         )
 
-    def artifact(self, candidate: Candidate) -> Path:
-        return self.run.file("artifacts", slug(candidate.id))
+    def artifact(self, candidate: Candidate, batch: int) -> Path:
+        """Where a candidate's session for one batch is saved."""
+        return artifact_of(self.run, candidate, batch)
+
+
+def artifact_of(run: RunDirectory, candidate: Candidate, batch: int) -> Path:
+    """Where a run keeps what a candidate saved of its session for one batch."""
+    return run.file("artifacts", slug(candidate.id), f"batch-{batch}")
 
 
 def status_of(error: PeregrineError) -> Status:
@@ -180,10 +185,7 @@ class _Trial:
                     host_baseline_mb=opened["host_baseline_mb"],
                 ),
             )
-            self.phase("save", "")
-            artifact = self.setting.artifact(self.candidate)
-            saved = worker.call("save", timeout_s=self.request.timeout_s, directory=str(artifact))
-            self.update(artifact_mb=saved["artifact_mb"])
+            self.save(worker, first)
             self.more_batches(worker, lead)
         if self.request.find_max_batch and self.setting.model.batch:
             self.search_max_batch(lead)
@@ -305,17 +307,31 @@ class _Trial:
             for batch in self.batches[1:]:
                 if not self.judge_batch(worker, batch):
                     return
-                feeds = self.setting.judging.for_batch(batch)[0]
+                feeds = self.setting.judging.lead(batch)
                 self.measure(worker, feeds, batch, Boundary.DEVICE)
                 self.measure(worker, feeds, batch, Boundary.HOST)
             if self.request.sweep and self.setting.model.batch:
                 self.sweep(worker, lead)
+            decisive = self.request.objective.measurement(self.row)
+            if decisive is not None and decisive.batch != self.batches[0]:
+                self.save(worker, decisive.batch)
         except WorkerOutOfMemory as error:
             self.update(sweep_stopped=f"memory, after batch {self.largest}: {error.what}")
         except WorkerTimeout:
             self.update(sweep_stopped=f"time, after batch {self.largest}")
         except PeregrineError as error:
             self.update(sweep_stopped=f"{error.what.splitlines()[0]} (after {self.largest})")
+
+    def save(self, worker: Worker, batch: int) -> None:
+        """Keep the session for this batch, for the final and for a bundle."""
+        self.phase("save", "")
+        saved = worker.call(
+            "save",
+            timeout_s=self.request.timeout_s,
+            directory=str(self.setting.artifact(self.candidate, batch)),
+            batch=batch,
+        )
+        self.update(artifact_mb=saved["artifact_mb"])
 
     @property
     def largest(self) -> int:
@@ -324,16 +340,9 @@ class _Trial:
     def judge_batch(self, worker: Worker, batch: int) -> bool:
         """Judge one more batch before it is measured; a wrong one makes the row invalid."""
         self.phase("validate", f"batch {batch}")
-        judging = self.setting.judging
-        own = judging.for_batch(batch)
-        if own:
-            expected = [s.outputs(self.setting.run) for s in own]
-            got = [self.outputs(worker, s, batch) for s in own]
-        else:
-            lead = judging.sets[0]
-            specs, symbol = self.setting.model.outputs, self.setting.model.batch
-            expected = [tile(specs, symbol, lead.outputs(self.setting.run), batch)]
-            got = [self.outputs(worker, lead, batch)]
+        judging, model = self.setting.judging, self.setting.model
+        expected = [judging.expected(self.setting.run, model, batch)]
+        got = [self.outputs(worker, judging.lead(batch), batch)]
         validation = self.compare(expected, got)
         if not validation.passed:
             self.update(

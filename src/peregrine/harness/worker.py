@@ -156,7 +156,7 @@ class Commands:
         for session in self._sessions:
             if session.profile.covers(sizes):
                 return session
-        # The first session is what `save` keeps; any other makes room for the next.
+        # The first session is what is measured most; any other makes room for the next.
         while len(self._sessions) > 1:
             self._sessions.pop().close()
         target = Target(self._target.device, Profile.fixed(sizes), self._target.threads)
@@ -247,14 +247,14 @@ class Commands:
             offline=offline,
         )
 
-    def save(self, directory: str) -> dict[str, Any]:
-        """Write the first session's artefact."""
+    def save(self, directory: str, batch: int) -> dict[str, Any]:
+        """Write the artefact of the session for this batch."""
         assert self._backend is not None
         path = Path(directory)
         if path.exists():
             shutil.rmtree(path)
         path.mkdir(parents=True)
-        self._backend.save(self._sessions[0], path)
+        self._backend.save(self._session(batch), path)
         size = sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
         return {"artifact_mb": size / memory.MIB}
 
