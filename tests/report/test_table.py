@@ -10,10 +10,10 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from peregrine.report import figures
+from peregrine.report import figures, words
 from peregrine.report.standings import standings
 from peregrine.report.table import render
-from peregrine.results import Report
+from peregrine.results import Comparison, Report
 
 
 def shown(report: Report, width: int, *, colour: bool = False) -> str:
@@ -87,3 +87,10 @@ def test_edge_cases_render(edge_cases: dict[str, Report], examples: ModuleType) 
     assert "31.0" in said["one sample"]
     assert "not measured" in said["valid, not measured"]
     assert "see its log" in said["bare row"]
+
+
+def test_a_row_that_only_noise_ties_is_not_called_a_tie() -> None:
+    near = Comparison("a", 1.02, (0.99, 1.05), True, 5.0)
+    far = Comparison("b", 7.0, (0.3, 142.0), True, 35.0)
+    slower = Comparison("c", 1.5, (1.4, 1.6), False, 7.0)
+    assert [words.level(c) for c in (near, far, slower)] == ["tie", "not told apart", ""]

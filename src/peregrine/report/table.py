@@ -188,7 +188,8 @@ def _finals(report: Report, console: Console) -> None:
     for number, final in enumerate(rows):
         shown = _joined([c.show(c.cells[number]) for c in columns]) + "  "
         text = Text.assemble(
-            (plain(final.candidate), "bold"), ("  tie" if final.tie else "", "yellow")
+            (plain(final.candidate), "bold"),
+            (f"  {words.level(final)}" if final.tie else "", "yellow"),
         )
         _line(console, text, indent=_INDENT, label=shown)
 

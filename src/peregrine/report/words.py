@@ -7,7 +7,15 @@ from pathlib import Path
 
 from peregrine.report import figures
 from peregrine.report.standings import Row
-from peregrine.results import CandidateResult, MachineRecord, ModelRecord, Report, Status
+from peregrine.results import (
+    CandidateResult,
+    Comparison,
+    MachineRecord,
+    ModelRecord,
+    Report,
+    Status,
+)
+from peregrine.select import CONCESSION
 from peregrine.types import Placement
 
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
@@ -79,6 +87,14 @@ def model(record: ModelRecord) -> str:
     """What went in, beside its name."""
     size = f"{record.parameters / 1e6:,.2f} M parameters" if record.parameters else ""
     return " · ".join(part for part in (size, *map(str, record.inputs)) if part)
+
+
+def level(found: Comparison) -> str:
+    """What a finalist that is tied with the winner is called, empty for the others: `tie`, or
+    `not told apart` where it looked slower but the rounds were too few or too noisy to say so."""
+    if not found.tie:
+        return ""
+    return "tie" if found.ratio <= 1 + CONCESSION else "not told apart"
 
 
 def shown(path: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from peregrine.report import figures, standings
+from peregrine.report import figures, standings, words
 from peregrine.report.html.key import Key, name
 from peregrine.report.html.markup import Markup, Node, el, join
 from peregrine.report.html.plot import (
@@ -204,7 +204,7 @@ def finals(report: Report, keys: Mapping[str, Key]) -> Markup:
             verdict = "the measure: 1"
         else:
             verdict = f"{found.ratio:.3f} ({found.ci95[0]:.3f}{figures.DASH}{found.ci95[1]:.3f})"
-            verdict += ", a tie" if found.tie else ""
+            verdict += f", {words.level(found)}" if found.tie else ""
         value = el("b", f"{figures.number(found.p50_ms)} ms")
         head = el("div", name(found.candidate, key),
                   el("span", value, f", {verdict}", class_="value"), class_="head")  # fmt: skip
