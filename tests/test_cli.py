@@ -335,3 +335,16 @@ def test_a_backend_races_in_an_environment_of_its_own(tmp_path, tiny):
         assert "onnxruntime" not in row["versions"]
     assert peregrine("env", "remove", "openvino").returncode == 0
     assert str(os.environ["PEREGRINE_HOME"]) not in peregrine("env", "list").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--threads", "-3"), "-3 threads"),
+        (("--skip", "onnxrutime"), "onnxruntime"),
+        (("--threshold", "cosin=1"), "cosine"),
+        (("--batch", "100000000000"), "do not fit into memory"),
+    ],
+)
+def test_options_that_cannot_be_meant(tmp_path, tiny, arguments, words):
+    _refused(peregrine("bench", tiny, *arguments, cwd=tmp_path), words)

@@ -147,6 +147,9 @@ def _constant(case: Evidence) -> str:
     return ""
 
 
+_FORGOTTEN_SCALE = 0.005
+
+
 def _factor(case: Evidence) -> str:
     if is_exact(case.expected.dtype):
         return ""
@@ -158,6 +161,8 @@ def _factor(case: Evidence) -> str:
         return ""
     if abs(found.factor + 1) <= case.tolerance:
         return "the sign is flipped"
+    if abs(found.factor - 1) < _FORGOTTEN_SCALE:
+        return ""  # rounding that leans one way; no scale anybody forgot is so near to 1
     return f"a constant factor of {found.factor:.4g}: a scale is missing or applied twice"
 
 

@@ -54,14 +54,15 @@ def watched(*, quiet: bool) -> AbstractContextManager[Observer]:
 
 
 def show(report: Report, *, as_json: bool) -> None:
-    """Write the run's files, then print the table or the JSON."""
+    """Print the table or the JSON, then write the run's files: the verdict comes first."""
     from peregrine.report.render_all import write_all
 
-    run_dir = Path(report.run_dir)
-    write_all(report, run_dir)
     if as_json:
-        sys.stdout.write((run_dir / "report.json").read_text() + "\n")
-        return
-    from peregrine.report.table import render
+        from peregrine.report.store import to_json
 
-    render(report, console())
+        sys.stdout.write(to_json(report))
+    else:
+        from peregrine.report.table import render
+
+        render(report, console())
+    write_all(report, Path(report.run_dir))

@@ -98,6 +98,10 @@ def make_plan(model: Model, request: Request, logs: Path) -> Plan:
         OptionError: a name or pattern matches nothing.
     """
     names = [b for b in _wanted(request) if not _matches(b, request.skip)]
+    for pattern in request.skip:
+        # A candidate's id begins with its backend; anything else is a slip of the pen.
+        if not any(pattern.startswith((b, "*")) for b in registry.names()):
+            registry.resolve(pattern)
     sizes = model.sizes(request.batches[0])
     target = Target(request.device, Profile.fixed(sizes), request.threads)
     candidates: list[Candidate] = []

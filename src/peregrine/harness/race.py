@@ -36,6 +36,7 @@ from peregrine.model.model import MODEL_FILE, Model
 from peregrine.results import FinalRound, Report
 from peregrine.select import Goal, rank
 from peregrine.types import Feeds
+from peregrine.validate import Thresholds
 
 Loader = Callable[[Path], Model]
 """Makes a model directory from an object in memory."""
@@ -120,6 +121,8 @@ class _Race:
             else:
                 self.load_in_worker(directory)
         model = Model.open(directory)
+        for precision in self.request.precisions:
+            Thresholds.of(precision, self.request.thresholds)  # an unknown name is said now
         if not model.batch and self.request.batches != (1,):
             raise OptionError(
                 f"{model.name} fixes its batch: it cannot be raced at others.",

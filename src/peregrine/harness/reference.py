@@ -16,7 +16,7 @@ import numpy as np
 
 from peregrine.backends import registry
 from peregrine.environments import interpreter_for
-from peregrine.errors import BackendUnavailable, PeregrineError, ReferenceFailed
+from peregrine.errors import BackendUnavailable, OptionError, PeregrineError, ReferenceFailed
 from peregrine.harness import wire
 from peregrine.harness.batching import batch_of, tile
 from peregrine.harness.process import Worker
@@ -133,7 +133,14 @@ def make_judging(
     """
     for stale in ("feeds", "reference"):
         shutil.rmtree(run.file(stale), ignore_errors=True)
-    sets = _write_feeds(run, model, request, given)
+    try:
+        sets = _write_feeds(run, model, request, given)
+    except MemoryError as error:
+        raise OptionError(
+            f"The inputs of a batch of {max(request.batches)} do not fit into memory.",
+            why=str(error),
+            fix="Name smaller batches with --batch.",
+        ) from error
     images, labels = _write_images(run, model, request)
     candidate, workflow = reference_candidate(model)
     say(f"computing the reference ({workflow})")
@@ -167,7 +174,7 @@ def make_judging(
             raise ReferenceFailed(
                 f"The reference ({workflow}) could not run this model.",
                 why=error.what + (f"\n{error.why}" if error.why else ""),
-                fix=error.fix or f"See {log}.",
+                fix=error.fix or _advice(model, log),
             ) from error
     judging = Judging(workflow, sets, images, labels, independent)
     for feed_set in sets:
@@ -217,6 +224,17 @@ def _write_images(
     wire.save_arrays(run.file("feeds", IMAGES), {model.inputs[0].name: images.pixels})
     labels = images.labels if images.labels is not None else ()
     return tuple(images.names), tuple(int(label) for label in labels)
+
+
+def _advice(model: Model, log: Path) -> str:
+    """What to try when the reference fails: sizes that were guessed are the usual cause."""
+    if not model.dims:
+        return f"See {log}."
+    sizes = ", ".join(f"{name}={size}" for name, size in model.dims.items())
+    return (
+        f"It ran with {sizes}. If the network is meant for other sizes, name them with --dim; "
+        f"else see {log}."
+    )
 
 
 def image_chunk(model: Model, batch: int) -> int:

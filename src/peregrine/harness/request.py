@@ -76,6 +76,10 @@ class Request:
                     f"A batch of {batch} is no batch.",
                     fix="Give whole numbers from 1: --batch 1,8.",
                 )
+        if self.threads < 0:
+            raise OptionError(
+                f"There are no {self.threads} threads.", fix="Give 1 or more, or 0 for all cores."
+            )
         if self.min_runs < 1 or self.final_rounds < 3:
             raise OptionError(
                 "A race needs at least 1 run a measurement and 3 final rounds.",
