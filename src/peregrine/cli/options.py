@@ -181,10 +181,19 @@ class RaceOptions:
             "threads": self.threads,
             "timeout_s": self.timeout,
             "worker_memory_mb": parse_size_mb(self.worker_memory) if self.worker_memory else 0.0,
-            "command": shlex.join(["peregrine", *sys.argv[1:]]),
+            "command": shlex.join(["peregrine", *map(_from_anywhere, sys.argv[1:])]),
         }
 
     def _image_directory(self) -> str:
         if self.images in ("", "default"):
             return self.images
         return str(Path(self.images).absolute())
+
+
+def _from_anywhere(word: str) -> str:
+    """A word of the command line; a file by its whole path, so that the command means the same
+    in any directory."""
+    try:
+        return str(Path(word).absolute()) if Path(word).is_file() else word
+    except OSError:  # too long to be a path
+        return word
