@@ -41,6 +41,11 @@ class PeregrineError(Exception):
         self.why = why
         self.fix = fix
 
+    @property
+    def reason(self) -> str:
+        """What happened and why, without the fix: the reason of a row that ended here."""
+        return f"{self.what}\n{self.why}" if self.why else self.what
+
     def __str__(self) -> str:
         parts = [self.what]
         if self.why:

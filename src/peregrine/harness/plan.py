@@ -52,8 +52,7 @@ def probe(backend: str, log: Path, model: Model | None, target: Target) -> Probe
                 target=wire.encode_target(target),
             )
     except PeregrineError as error:
-        reason = error.what + (f"\n{error.why}" if error.why else "")
-        return Probe(backend, Status.FAILED, reason, error.fix, (), {}, "", str(log))
+        return Probe(backend, Status.FAILED, error.reason, error.fix, (), {}, "", str(log))
     return Probe(
         backend,
         Status(answer["status"]),

@@ -66,7 +66,6 @@ class Worker:
         *,
         log: Path,
         memory_limit_mb: float = float("inf"),
-        python_path: tuple[str, ...] = (),
         scratch: Path | None = None,
     ) -> None:
         """Start the process. Returns at once; the first `call` finds out if it came up.
@@ -75,7 +74,6 @@ class Worker:
             interpreter: which Python, with what environment.
             log: file that standard output and error are appended to.
             memory_limit_mb: resident MiB of the worker and its children; more is a kill.
-            python_path: directories to import from, beyond the interpreter's own.
             scratch: directory for temporary files, deleted with the worker: what a compiler
                 leaves behind when it is killed would else fill the system's.
         """
@@ -87,7 +85,7 @@ class Worker:
         log.parent.mkdir(parents=True, exist_ok=True)
         answers, worker_end = os.pipe()
         environment = {**os.environ, **interpreter.env}
-        paths = [*interpreter.search_path, *python_path]
+        paths = [*interpreter.search_path]
         if inherited := environment.get("PYTHONPATH"):
             paths.append(inherited)
         environment["PYTHONPATH"] = os.pathsep.join(paths)

@@ -173,7 +173,7 @@ def make_judging(
         except PeregrineError as error:
             raise ReferenceFailed(
                 f"The reference ({workflow}) could not run this model.",
-                why=error.what + (f"\n{error.why}" if error.why else ""),
+                why=error.reason,
                 fix=error.fix or _advice(model, log),
             ) from error
     judging = Judging(workflow, sets, images, labels, independent)

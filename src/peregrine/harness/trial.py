@@ -157,8 +157,7 @@ class _Trial:
 
     def end(self, error: PeregrineError) -> None:
         """The row of a candidate that stopped at an error."""
-        reason = error.what + (f"\n{error.why}" if error.why else "")
-        self.update(status=status_of(error), reason=reason, fix=error.fix)
+        self.update(status=status_of(error), reason=error.reason, fix=error.fix)
 
     def run(self) -> None:
         first = self.batches[0]
