@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from peregrine.types import Placement, Precision, Scalar, TensorSpec
+from peregrine.types import Candidate, Placement, Precision, Scalar, TensorSpec
 
 REPORT_FORMAT = 1
 
@@ -28,6 +28,8 @@ class Status(enum.StrEnum):
     FAILED = "failed"
     TIMEOUT = "timeout"
     OOM = "oom"
+    UNDECIDED = "undecided"
+    """Measured, and the data cannot tell whether its accuracy is good enough."""
 
 
 class Boundary(enum.StrEnum):
@@ -79,6 +81,45 @@ class LabelledAccuracy:
     """Images where the candidate's class is not the reference's."""
 
 
+class Verdict(enum.StrEnum):
+    """What the accuracy guard says of a candidate."""
+
+    OK = "ok"
+    FAILED = "failed"
+    UNDECIDED = "undecided"
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """Accuracy of candidate and reference on the same real items, item by item."""
+
+    measure: str
+    """`top-1` of labelled images, or the user's metric as `module:function`."""
+    unit: str
+    """`%` (points of a share) or empty for a metric's own unit."""
+    items: int
+    reference: float
+    """Mean over items, in percent for top-1."""
+    candidate: float
+    drop: float
+    """`reference - candidate`, in `unit`: above zero is a loss."""
+    ci95: tuple[float, float]
+    """95% interval of the drop, from the items' paired differences."""
+    method: str
+    """How the interval was made, e.g. `paired score interval (Tango 1998)`."""
+    verdict: Verdict
+    worse: int
+    """Items that the reference has better than the candidate (right and wrong, for top-1)."""
+    better: int
+    max_drop: float | None = None
+    """What the user allows, in `unit`; None judges the drop itself by `top1_loss`."""
+    p_value: float | None = None
+    """Exact McNemar test that candidate and reference are equally often right; top-1 only."""
+    more_items: int | None = None
+    """About how many more items would decide, where it is undecided."""
+    reason: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class Validation:
     """The judgement of one candidate. The flat figures are the worst over its outputs."""
@@ -97,6 +138,84 @@ class Validation:
     thresholds: Mapping[str, float]
     labelled: LabelledAccuracy | None = None
     reason: str = ""
+    guard: Guard | None = None
+    real_only: bool = False
+    """Only real inputs were judged: a quantised graph is calibrated for them, not for noise."""
+
+
+@dataclass(frozen=True, slots=True)
+class CalibratorTrial:
+    """One way of choosing ranges, judged on the calibration data."""
+
+    calibrator: str
+    """minmax, entropy or percentile."""
+    scaled_error: float
+    """Mean over items of ||quantised - fp32|| / ||fp32||, the worst output."""
+    agreement: float | None = None
+    """Share of items with the fp32 graph's class; None where the model is no classifier."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeptLayer:
+    """A node that a repair left in higher precision."""
+
+    node: str
+    operator: str
+    reason: str
+    """E.g. `outliers: one channel of its input reaches 120 times the others' range`."""
+    error: float | None = None
+    """Scaled error that converting this node alone brings to its own output, on real inputs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """How the graph that a row ran was made from the user's."""
+
+    graph: str
+    precision: Precision
+    by: str
+    """Library and version that did the arithmetic, e.g. `onnxruntime.quantization 1.31.1`."""
+    seconds: float
+    """To make it; of the run that made it, where it came from the cache."""
+    cached: bool = False
+    calibration: str = ""
+    """What the ranges come from: `40 of 160 photos in photos/`; empty where none are needed."""
+    random_calibration: bool = False
+    """The ranges come from random numbers, as asked for by name: no measure of accuracy."""
+    calibrator: str = ""
+    tried: tuple[CalibratorTrial, ...] = ()
+    converted: Mapping[str, int] = field(default_factory=dict)
+    """Operator type -> nodes that compute in the lower precision."""
+    left: Mapping[str, int] = field(default_factory=dict)
+    """Operator type -> nodes with weights that stayed as they were."""
+    kept: tuple[KeptLayer, ...] = ()
+    """What a repair left in higher precision."""
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RepairStep:
+    kept: int
+    """Nodes left in higher precision."""
+    scaled_error: float
+    passed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """An attempt to make a failing row right by leaving some layers in higher precision."""
+
+    of: str
+    """The row that failed."""
+    because: str
+    """Its reason."""
+    steps: tuple[RepairStep, ...]
+    seconds: float
+    budget_s: float
+    outcome: str
+    """A sentence: what was kept, or why nothing helps."""
+    cost: float | None = None
+    """Time of the repaired graph over the failing one's, taken in turns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +276,8 @@ class CandidateResult:
     precision: Precision
     options: Mapping[str, Scalar]
     status: Status
+    graph: str = ""
+    """The converted graph it read; empty for the model's own."""
     reason: str = ""
     fix: str = ""
     validation: Validation | None = None
@@ -183,8 +304,18 @@ class CandidateResult:
     log: str = ""
     """The worker's log, relative to the run directory."""
     artifact_mb: float | None = None
+    conversion: Conversion | None = None
+    repair: Repair | None = None
+    useless: str = ""
+    """Why a lower precision brings nothing here: it is slower than a higher one, and the cause
+    where it can be known."""
     finished: str = ""
     """UTC, ISO 8601."""
+
+    @property
+    def candidate(self) -> Candidate:
+        """What the row is of."""
+        return Candidate(self.backend, self.variant, self.precision, self.options, self.graph)
 
     @property
     def can_win(self) -> bool:
@@ -279,6 +410,8 @@ class ReferenceRecord:
     """What was judged, e.g. `random uniform [0,1), seed 0`, `photos/ (160 images)`."""
     top1: float | None = None
     """Share of labelled images it gets right."""
+    split: str = ""
+    """What calibrated and what judged, and how one set was split into the two."""
 
 
 @dataclass(frozen=True, slots=True)

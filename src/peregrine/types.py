@@ -111,13 +111,18 @@ class Candidate:
     variant: str = ""
     precision: Precision = Precision.FP32
     options: Mapping[str, Scalar] = field(default_factory=dict)
+    graph: str = ""
+    """The converted graph it reads, as `peregrine.model.graphs` names them (`u8s8`), with
+    `+repaired` where layers of it were kept in fp32; empty for the model's own."""
 
     @property
     def id(self) -> str:
         """Stable name, e.g. `onnxruntime[CPUExecutionProvider] fp32 threads=2`."""
         head = f"{self.backend}[{self.variant}]" if self.variant else self.backend
+        # An fp16 row of the graph `fp16` needs the word once.
+        graph = [self.graph] if self.graph not in ("", self.precision) else []
         tail = [k if v is True else f"{k}={v}" for k, v in sorted(self.options.items())]
-        return " ".join([head, str(self.precision), *tail])
+        return " ".join([head, str(self.precision), *graph, *tail])
 
 
 _CPUS = "/sys/devices/system/cpu"

@@ -99,6 +99,7 @@ class Manifest:
                 candidate["variant"],
                 Precision(candidate["precision"]),
                 dict(candidate["options"]),
+                candidate.get("graph", ""),
             ),
             target=Target(target["device"], profile, target["threads"]),
             fingerprint=Fingerprint.from_json(record["fingerprint"]),

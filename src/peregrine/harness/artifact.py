@@ -13,7 +13,7 @@ from peregrine.harness.rundir import RunDirectory
 from peregrine.harness.trial import artifact_of
 from peregrine.model.model import Model
 from peregrine.results import Report, to_builtins
-from peregrine.types import Candidate, Profile, Target
+from peregrine.types import Profile, Target
 
 
 def keep_winner(run: RunDirectory, report: Report, out: Path, *, force: bool = False) -> Path:
@@ -31,7 +31,7 @@ def keep_winner(run: RunDirectory, report: Report, out: Path, *, force: bool = F
         raise RunDirectoryError(f"{run.path} has no winner.", fix="Run the race to its end.")
     request = run.request
     model = Model.open(run.file("model"))
-    candidate = Candidate(row.backend, row.variant, row.precision, row.options)
+    candidate = row.candidate
     batch = winner.batch
     target = Target(request.device, Profile.fixed(model.sizes(batch)), request.threads)
     artifact = artifact_of(run, candidate, batch)

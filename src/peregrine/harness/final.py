@@ -25,7 +25,6 @@ from peregrine.harness.rundir import slug
 from peregrine.harness.trial import Setting
 from peregrine.harness.watch import available_mb
 from peregrine.results import CandidateResult, FinalRound
-from peregrine.types import Candidate
 from peregrine.validate import compare
 
 _FIRST_ROUNDS = 5
@@ -90,14 +89,10 @@ def run_final(
             contestant.worker.kill()
 
 
-def _candidate(row: CandidateResult) -> Candidate:
-    return Candidate(row.backend, row.variant, row.precision, row.options)
-
-
 def _bring_back(setting: Setting, row: CandidateResult, batch: int, worker: Worker) -> Reload:
     """Load the artefact, run it once, and judge it again: what was saved must be what was
     measured."""
-    candidate = _candidate(row)
+    candidate = row.candidate
     judging = setting.judging
     lead = judging.lead(batch)
     artifact = setting.artifact(candidate, batch)
@@ -167,7 +162,7 @@ class _Final:
                 self.dismiss(contestant)
 
     def start(self, row: CandidateResult) -> Worker:
-        return self.setting.start(_candidate(row), "final")
+        return self.setting.start(row.candidate, "final")
 
     def dismiss(self, contestant: _Contestant) -> None:
         contestant.worker.kill()

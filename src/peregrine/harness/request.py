@@ -49,6 +49,20 @@ class Request:
     preprocessing: str = ""
     """A JSON file that says how an image becomes an input, where the model does not."""
     thresholds: Mapping[str, float] = field(default_factory=dict)
+    calibration: tuple[str, ...] = ()
+    """What quantised graphs get their ranges from: a directory of photos, `.npz` or `.npy` files,
+    or the word `random`."""
+    labels: str = ""
+    """A file of `file class-index` lines, where the photos' own directory has no labels.txt."""
+    max_drop: float | None = None
+    """Points of top-1 (or units of `metric`) that a row may certainly lose: the whole 95%
+    interval of its drop must lie below. None judges the drop alone, by `top1_loss`."""
+    metric: str = ""
+    """`module:function` that scores outputs, an item each; more is better."""
+    repair_s: float = 120.0
+    """Seconds a failing conversion may take to be repaired; 0: never."""
+    allow_undecided: bool = False
+    """Let a row win whose accuracy the data cannot decide."""
     allow_fallback: bool = False
     """Let a candidate win that ran partly on another device than it names."""
     min_runs: int = 50

@@ -115,6 +115,7 @@ def empty_result(candidate: Candidate, status: Status, **fields: Any) -> Candida
         variant=candidate.variant,
         precision=candidate.precision,
         options=dict(candidate.options),
+        graph=candidate.graph,
         status=status,
         finished=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         **fields,

@@ -60,6 +60,12 @@ class Model:
     onnx: str = ""
     """The graph's file in `directory`; empty when there is none, and `onnx_error` says why."""
     onnx_error: str = ""
+    graph: str = ""
+    """Which conversion of the user's graph this is, as `model.graphs` names them; empty for the
+    graph as it came."""
+    ir: str = ""
+    """OpenVINO's form of a converted graph (`model.xml`, its weights beside it), where the
+    converter writes that; `onnx` is then still the graph as it came."""
     module: ModuleSource | None = None
     sha256: str = ""
     """Of the ONNX graph with its external data, or of the exported program."""
