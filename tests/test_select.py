@@ -16,7 +16,7 @@ from peregrine.results import (
     Memory,
     Status,
 )
-from peregrine.select import Objective, break_even, decide, finalists, rank
+from peregrine.select import Objective, break_even, decide, rank
 from peregrine.types import Precision
 
 
@@ -190,18 +190,6 @@ class TestRank:
         assert [r.id for r in rank(rows, Objective.throughput())] == ["a", "b"]
         assert [r.id for r in rank(rows, Objective.latency())] == ["b", "a"]
         assert [r.id for r in rank(rows, Objective.memory())] == ["b", "a"]
-
-    def test_finalists_are_those_near_the_best_and_always_two(self):
-        rows = [row(str(ms), measured(ms)) for ms in (10, 11, 12, 20)]
-        assert [r.id for r in finalists(rows, Objective.latency())] == ["10", "11", "12"]
-        assert [r.id for r in finalists(rows, Objective.latency(), most=2)] == ["10", "11"]
-        assert len(finalists([rows[0], rows[3]], Objective.latency())) == 2
-        assert finalists([], Objective.latency()) == []
-
-    def test_a_row_whose_single_run_was_disturbed_still_gets_its_chance(self):
-        disturbed = row("c", measured(20, spread=0.25))  # its best sample took 10
-        rows = [row("a", measured(10)), row("b", measured(10.5)), disturbed]
-        assert disturbed in finalists(rows, Objective.latency())
 
 
 class TestDecide:

@@ -60,36 +60,10 @@ class _Entry:
         """What the objective makes small."""
         return self.memory_mb if self.goal is Goal.MEMORY else self.item_ms
 
-    @property
-    def hopeful_cost(self) -> float:
-        """The cost had every inference been as fast as the fastest."""
-        if self.goal is Goal.MEMORY:
-            return self.memory_mb
-        latency = self.measurement.latency_ms
-        return self.item_ms * latency.min / max(latency.p50, 1e-12)
-
 
 def rank(results: Sequence[CandidateResult], objective: Objective) -> list[CandidateResult]:
     """The rows that can win and meet the limits, best first, by their own single runs."""
     return [entry.result for entry in _field(results, objective)]
-
-
-def finalists(
-    results: Sequence[CandidateResult], objective: Objective, within: float = 0.25, most: int = 5
-) -> list[CandidateResult]:
-    """The rows worth measuring again in interleaved rounds, best first.
-
-    Those within a fraction `within` of the best, by their median or by their best sample: a
-    busy neighbour may have slowed a row's single run as a whole. The two best are always
-    among them, so that the margin is a measured one; never more than `most`. Measure each at
-    `objective.measurement(row)`'s batch and boundary.
-    """
-    field = _field(results, objective)
-    if not field:
-        return []
-    limit = field[0].cost * (1 + within)
-    near = [e for place, e in enumerate(field) if place < 2 or e.hopeful_cost <= limit]
-    return [e.result for e in near[:most]]
 
 
 def decide(

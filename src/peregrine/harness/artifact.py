@@ -9,6 +9,7 @@ from pathlib import Path
 from peregrine import bundle
 from peregrine.errors import RunDirectoryError
 from peregrine.fingerprint import current
+from peregrine.harness.graphs import Graphs
 from peregrine.harness.rundir import RunDirectory
 from peregrine.harness.trial import artifact_of
 from peregrine.model.model import Model
@@ -30,8 +31,8 @@ def keep_winner(run: RunDirectory, report: Report, out: Path, *, force: bool = F
     if winner is None or row is None:
         raise RunDirectoryError(f"{run.path} has no winner.", fix="Run the race to its end.")
     request = run.request
-    model = Model.open(run.file("model"))
     candidate = row.candidate
+    model = Graphs(run, Model.open(run.file("model")), request).model(candidate.graph)
     batch = winner.batch
     target = Target(request.device, Profile.fixed(model.sizes(batch)), request.threads)
     artifact = artifact_of(run, candidate, batch)

@@ -3,9 +3,9 @@
 A row measured minutes before another proves nothing on a machine with neighbours. So each
 valid candidate comes back in a fresh process from its own artefact (which times the load, and
 proves that the artefact works), and they take turns: one turn each a round, in shuffled order.
-A candidate that is plainly slower in every one of its first rounds leaves early. The others
-start afresh every few rounds: how the memory of a process happens to lie moves its speed by 1 to
-3%, and a verdict must not hang on that.
+A candidate that is plainly slower in every one of its first rounds leaves early, and so does one
+that is measured but may not win. The others start afresh every few rounds: how the memory of a
+process happens to lie moves its speed by 1 to 3%, and a verdict must not hang on that.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from peregrine.harness.rundir import slug
 from peregrine.harness.trial import Setting
 from peregrine.harness.watch import available_mb
 from peregrine.results import CandidateResult, FinalRound
+from peregrine.types import Precision
 from peregrine.validate import compare
 
 _FIRST_ROUNDS = 5
@@ -102,11 +103,17 @@ def _bring_back(setting: Setting, row: CandidateResult, batch: int, worker: Work
         ran = call("first_run", lead, batch)
         out = setting.run.file("outputs", f"{slug(row.id)}.final")
         call("outputs", lead, batch, out=str(out))
+        own = setting.own_outputs(candidate, batch)
+        if own.is_dir():
+            expected, precision = wire.load_arrays(own), Precision.FP16  # the same but for rounding
+        else:
+            expected = judging.expected(setting.run, setting.model, batch)
+            precision = row.precision
         validation = compare(
-            [judging.expected(setting.run, setting.model, batch)],
+            [expected],
             [wire.load_arrays(out)],
             outputs=setting.model.outputs,
-            precision=row.precision,
+            precision=precision,
             classifier=setting.model.classifier,
             thresholds=setting.request.thresholds or None,
         )
@@ -192,7 +199,7 @@ class _Final:
                     self.leave(contestant, error.what)
             progress(number, rounds)
             if number == _FIRST_ROUNDS:
-                for leaver in _plainly_slower(self.contestants):
+                for leaver in _out_of_the_running(self.contestants):
                     self.dismiss(leaver)
 
     def renew(self) -> None:
@@ -241,16 +248,19 @@ def process_of(number: int) -> int:
     return max(0, 1 + (number - _FIRST_ROUNDS - 1) // _ROUNDS_A_PROCESS)
 
 
-def _plainly_slower(contestants: Sequence[_Contestant]) -> list[_Contestant]:
-    """Those behind the leader in every round so far, by more than noise would explain."""
-    if not contestants:
-        return []
-    leader = min(contestants, key=lambda c: sorted(c.times)[len(c.times) // 2])
-    return [
-        c
-        for c in contestants
-        if min(a / b for a, b in zip(c.times, leader.times, strict=True)) > _PLAINLY_SLOWER
-    ]
+def _out_of_the_running(contestants: Sequence[_Contestant]) -> list[_Contestant]:
+    """Those behind the leader in every round so far, by more than noise would explain; and those
+    that may not win, whose speed is known well enough by now."""
+    running = [c for c in contestants if c.row.can_win]
+    leaving = [c for c in contestants if not c.row.can_win]
+    if running:
+        leader = min(running, key=lambda c: sorted(c.times)[len(c.times) // 2])
+        leaving += [
+            c
+            for c in running
+            if min(a / b for a, b in zip(c.times, leader.times, strict=True)) > _PLAINLY_SLOWER
+        ]
+    return leaving
 
 
 def with_reload(row: CandidateResult, reload: Reload) -> CandidateResult:

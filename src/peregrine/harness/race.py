@@ -26,14 +26,16 @@ from peregrine.events import (
 from peregrine.fingerprint import machine
 from peregrine.harness.assemble import Findings, assemble, findings
 from peregrine.harness.final import Reload, run_final
+from peregrine.harness.graphs import Graphs
 from peregrine.harness.plan import make_plan
 from peregrine.harness.process import Worker
 from peregrine.harness.reference import Judging, make_judging
+from peregrine.harness.repairing import can_be_repaired, repair_row
 from peregrine.harness.request import Request
 from peregrine.harness.rundir import SCRATCH, RunDirectory
 from peregrine.harness.trial import Setting, run_trial
 from peregrine.model.model import MODEL_FILE, Model
-from peregrine.results import FinalRound, Report
+from peregrine.results import FinalRound, Report, Status
 from peregrine.select import Goal, rank
 from peregrine.types import Feeds
 from peregrine.validate import Thresholds
@@ -135,7 +137,7 @@ class _Race:
             judging = make_judging(
                 run, model, self.request, self.given, lambda text: self.tell(Preparing(text))
             )
-        return Setting(run, model, self.request, judging)
+        return Setting(run, model, self.request, judging, Graphs(run, model, self.request))
 
     def load_in_worker(self, directory: Path) -> None:
         """Load the model in a process of its own: an exporter that crashes is then an error
@@ -177,8 +179,14 @@ class _Race:
                 continue
             self.tell(CandidateStarted(candidate.id))
             row = run_trial(setting, candidate, partial(self.phase, candidate.id))
-            run.append("candidate", row)
-            self.tell(CandidateDone(row))
+            repaired = None
+            if can_be_repaired(setting, row):
+                row, repaired = repair_row(setting, row, self.phase)
+            for found in (repaired, row):
+                # The failed row last: with it on disk, a resumed race goes on behind both.
+                if found is not None:
+                    run.append("candidate", found)
+                    self.tell(CandidateDone(found))
         if not plan.candidates:
             raise NoCandidate(
                 "Nothing here can run this model.",
@@ -194,7 +202,10 @@ class _Race:
         run, objective = self.directory, self.request.objective
         if findings(run).final_complete:
             return
-        rows = rank(assemble(run).candidates, objective)
+        found = assemble(run).candidates
+        # What the data cannot decide is measured with the rest: a user must see what deciding
+        # would be worth.
+        rows = [*rank(found, objective), *(r for r in found if r.status is Status.UNDECIDED)]
         entrants = [(r, m.batch) for r in rows if (m := objective.measurement(r)) is not None]
         run.append("final", {"entrants": [row.id for row, _ in entrants]})
         self.tell(FinalStarted(tuple(row.id for row, _ in entrants), self.request.final_rounds))

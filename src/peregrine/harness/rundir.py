@@ -3,6 +3,8 @@
     run.json         the request
     model/           the model directory
     feeds/ reference/  inputs that judge, and the reference's outputs for them
+    calibration/     inputs that quantised graphs get their ranges from
+    graphs/          converted graphs, a model directory each
     results.jsonl    append-only: one JSON line a fact, never rewritten
     logs/            what each worker printed
     artifacts/       what each valid candidate saved

@@ -21,6 +21,7 @@ from peregrine.errors import (
     WorkerTimeout,
 )
 from peregrine.harness import wire
+from peregrine.harness.graphs import Graphs
 from peregrine.harness.process import Worker
 from peregrine.harness.reference import IMAGES, FeedSet, Judging, image_chunk
 from peregrine.harness.request import Request
@@ -34,6 +35,7 @@ from peregrine.results import (
     Memory,
     Status,
     Validation,
+    Verdict,
     from_builtins,
 )
 from peregrine.types import Array, Candidate, Placement, Profile, Target
@@ -59,6 +61,7 @@ class Setting:
     model: Model
     request: Request
     judging: Judging
+    graphs: Graphs
 
     @property
     def memory_limit_mb(self) -> float:
@@ -86,7 +89,7 @@ class Setting:
             "open",
             timeout_s=self.request.timeout_s,
             backend=registry.resolve(candidate.backend),
-            model=str(self.model.directory),
+            model=str(self.graphs.directory(candidate.graph)),
             candidate=wire.encode_candidate(candidate),
             target=wire.encode_target(self.target(batch)),
             artifact=str(artifact) if artifact else None,
@@ -95,6 +98,10 @@ class Setting:
     def artifact(self, candidate: Candidate, batch: int) -> Path:
         """Where a candidate's session for one batch is saved."""
         return artifact_of(self.run, candidate, batch)
+
+    def own_outputs(self, candidate: Candidate, batch: int) -> Path:
+        """Where a row that is judged on real inputs only keeps its outputs for the random ones."""
+        return self.run.file("own", slug(candidate.id), f"batch-{batch}")
 
 
 def artifact_of(run: RunDirectory, candidate: Candidate, batch: int) -> Path:
@@ -162,6 +169,9 @@ class _Trial:
 
     def run(self) -> None:
         first = self.batches[0]
+        if self.candidate.graph:
+            self.phase("convert", self.candidate.graph)
+            self.update(conversion=self.setting.graphs.make(self.candidate.graph))
         with self.setting.start(self.candidate) as worker:
             self.phase("compile", "")
             opened = self.setting.open(worker, self.candidate, first)
@@ -177,8 +187,8 @@ class _Trial:
             self.measure(worker, lead, first, Boundary.DEVICE)
             self.measure(worker, lead, first, Boundary.HOST)
             host = self.measured[-1]
+            self.decide()
             self.update(
-                status=Status.OK,
                 memory=Memory(
                     host_peak_mb=host.peak_mb or 0.0,
                     host_build_peak_mb=opened["host_build_peak_mb"],
@@ -189,6 +199,20 @@ class _Trial:
             self.more_batches(worker, lead)
         if self.request.find_max_batch and self.setting.model.batch:
             self.search_max_batch(lead)
+
+    def decide(self) -> None:
+        """A row that passed is good, unless its accuracy is for more data to decide."""
+        guard = self.row.validation.guard if self.row.validation else None
+        undecided = guard is not None and guard.verdict is Verdict.UNDECIDED
+        if guard is None or not undecided or self.request.allow_undecided:
+            self.update(status=Status.OK)
+        else:
+            self.update(
+                status=Status.UNDECIDED,
+                reason=guard.reason,
+                fix="Judge on more data, allow a larger --max-drop, or let it win undecided with "
+                "--allow-undecided.",
+            )
 
     def call(
         self, worker: Worker, command: str, feeds: FeedSet, batch: int, **arguments: Any
@@ -332,6 +356,12 @@ class _Trial:
             batch=batch,
         )
         self.update(artifact_mb=saved["artifact_mb"])
+        if self.row.validation is not None and self.row.validation.real_only:
+            # The final's inputs are random, which this row was not judged on: its artefact must
+            # give the outputs that it gives itself.
+            own = self.setting.own_outputs(self.candidate, batch)
+            shutil.rmtree(own, ignore_errors=True)
+            self.call(worker, "outputs", self.setting.judging.lead(batch), batch, out=str(own))
 
     @property
     def largest(self) -> int:

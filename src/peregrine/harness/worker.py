@@ -31,6 +31,7 @@ from peregrine.errors import (
 )
 from peregrine.harness import clock, memory, wire
 from peregrine.harness.batching import tile
+from peregrine.model.graphs import Graph
 from peregrine.model.model import Model
 from peregrine.results import Boundary, to_builtins
 from peregrine.types import Array, Candidate, Profile, Target
@@ -109,6 +110,19 @@ class Commands:
             "versions": _versions(loaded),
             "python": _python(),
         }
+
+    def convert(self, model: str, graph: str, out: str, calibration: str | None) -> dict[str, Any]:
+        """Make a model directory whose graph is in lower precision."""
+        from peregrine.conversion.calibration import Calibration
+        from peregrine.conversion.convert import convert
+
+        conversion = convert(
+            Model.open(Path(model)),
+            Graph(graph),
+            Path(out),
+            calibration=Calibration.open(Path(calibration)) if calibration else None,
+        )
+        return {"conversion": to_builtins(conversion)}
 
     def open(
         self,

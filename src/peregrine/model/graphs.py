@@ -51,5 +51,6 @@ _PRECISIONS = {
 
 
 def base_graph(name: str) -> Graph:
-    """`u8s8` of `u8s8` and of `u8s8+repaired`. Raises ValueError for any other word."""
-    return Graph(name.removesuffix(REPAIRED))
+    """`u8s8` of `u8s8`, `u8s8+repaired` and `u8s8+repaired2`. Raises ValueError for any other
+    word."""
+    return Graph(name.partition(REPAIRED)[0])
