@@ -185,6 +185,9 @@ class Placement:
     device: str
     nodes: Mapping[str, int] = field(default_factory=dict)
     """Provider, engine or device -> number of nodes it executed."""
+    precisions: Mapping[str, int] = field(default_factory=dict)
+    """Arithmetic -> convolutions, matrix products and recurrent layers computed in it, in the
+    runtime's own words for it (`u8`, `bf16`, `f32`). Empty where the runtime does not tell."""
     copies: int = 0
     """Copies between devices inside one inference."""
     fell_back: bool = False

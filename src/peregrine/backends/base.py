@@ -15,6 +15,7 @@ from typing import ClassVar
 
 from peregrine.errors import FeedError, OptionError
 from peregrine.model.feeds import check_feeds as check_feeds
+from peregrine.model.graphs import Graph, base_graph
 from peregrine.model.model import Model
 from peregrine.types import (
     Array,
@@ -145,6 +146,41 @@ def check_sizes(profile: Profile, dims: Mapping[str, int]) -> None:
         f"The session does not serve {', '.join(wrong)}.",
         fix="Feed these sizes, or compile a session for a profile that holds the others.",
     )
+
+
+def check_graph(candidate: Candidate, model: Model) -> None:
+    """Refuse a model directory that holds another graph than the candidate reads: its row would
+    be timed and judged under a name that is not what ran.
+
+    Raises:
+        OptionError: naming both graphs; also where the graph has another precision than the
+            candidate, or is none that there is.
+    """
+    if candidate.graph != model.graph:
+        raise OptionError(
+            f"{candidate.id} reads {_graph_words(candidate.graph)} of {model.name}, "
+            f"and was given {_graph_words(model.graph)}.",
+            fix="Convert the model to the candidate's graph, and compile what that wrote.",
+        )
+    if not candidate.graph:
+        return
+    try:
+        precision = base_graph(candidate.graph).precision
+    except ValueError:
+        raise OptionError(
+            f"There is no graph {candidate.graph!r}.",
+            fix=f"Use one of: {', '.join(Graph)}.",
+        ) from None
+    if precision is not candidate.precision:
+        raise OptionError(
+            f"{candidate.id}: the graph {candidate.graph} is {precision}, not "
+            f"{candidate.precision}.",
+            fix=f"Ask for a candidate of precision {precision}.",
+        )
+
+
+def _graph_words(name: str) -> str:
+    return f"the graph {name}" if name else "the graph as it came"
 
 
 def options_of(candidate: Candidate, defaults: Mapping[str, object]) -> dict[str, object]:
