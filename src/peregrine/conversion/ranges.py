@@ -76,9 +76,8 @@ def _within(bounds: Bounds, widest: Bounds) -> Bounds:
 def _minmax(
     prepared: onnx.ModelProto, calibration: Calibration, operators: Collection[str]
 ) -> dict[str, tuple[float, float]]:
-    from onnxruntime.quantization.calibrate import CalibrationMethod, create_calibrator
-
     import onnx
+    from onnxruntime.quantization.calibrate import CalibrationMethod, create_calibrator
 
     with tempfile.TemporaryDirectory(prefix="peregrine-") as directory, quiet():
         graph = Path(directory) / "graph.onnx"
