@@ -116,8 +116,16 @@ def quantize(
             "onnxruntime.quantization cannot quantise the graph.",
             why=f"{type(error).__name__}: {error}"[:600],
         ) from error
-    made: onnx.ModelProto = quantizer.model.model
-    return made
+    return _sorted(quantizer.model.model)
+
+
+def _sorted(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Nodes after what they read, also inside bodies: the quantiser appends its own at the end."""
+    import onnx_ir
+
+    model = onnx_ir.from_proto(proto)
+    model.graph.sort()
+    return onnx_ir.to_proto(model)
 
 
 def operators(graph: Graph) -> tuple[str, ...]:
