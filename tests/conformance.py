@@ -6,11 +6,15 @@ import os
 import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
 from peregrine.backends.base import Backend, Session
+from peregrine.conversion.calibration import Calibration
+from peregrine.conversion.convert import convert
 from peregrine.errors import BackendUnavailable, Unsupported
+from peregrine.model.graphs import Graph
 from peregrine.model.inputs import random_feeds
 from peregrine.model.model import Model
 from peregrine.types import Array, Candidate, DimRange, Feeds, Profile, Target
@@ -52,6 +56,19 @@ def target(model: Model, fixed: bool = True) -> Target:
     if model.batch:
         ranges[model.batch] = DimRange(1, BATCH, LARGEST)
     return Target(profile=Profile(ranges))
+
+
+def converted(model: Model, graph: Graph, directory: Path) -> Model:
+    """The model in a lower precision, its ranges from random inputs: agreement with the graph as
+    it came means something only on more of the same."""
+    calibration = None
+    if graph.calibrated:
+        data = directory / "calibration"
+        data.mkdir(parents=True, exist_ok=True)
+        feeds = [random_feeds(model, BATCH, SEED + 100 + i) for i in range(4)]
+        calibration = Calibration.write(data, model, feeds, "random inputs", random=True)
+    convert(model, graph, directory / graph, calibration=calibration, calibrator="minmax")
+    return Model.open(directory / graph)
 
 
 @dataclass

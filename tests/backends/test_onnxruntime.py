@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from conformance import assert_close, target
+from conformance import assert_close, converted, target
 from one_node import SHAPE, of_bytes, one_node
-from peregrine.backends._ort_placement import place, read_profile
-from peregrine.backends._ort_providers import CPU, installed, plugin_distributions
+from peregrine.backends._ort_placement import Kernel, place, read_profile
+from peregrine.backends._ort_providers import CPU, installed, ladder, plugin_distributions
+from peregrine.backends._ort_providers import CUDA as GPU
 from peregrine.backends.onnxruntime import OnnxRuntimeBackend, OrtSession
 from peregrine.errors import (
     BackendError,
@@ -20,12 +22,15 @@ from peregrine.errors import (
     OptionError,
     Unsupported,
 )
+from peregrine.model.graphs import Graph
 from peregrine.model.inputs import random_feeds
 from peregrine.model.model import Model
 from peregrine.types import Candidate, Precision, Profile, Scalar, Target
+from peregrine.validate import DEFAULTS
 
 BACKEND = OnnxRuntimeBackend()
 OPENVINO = "OpenVINOExecutionProvider"
+TENSORRT = "TensorrtExecutionProvider"
 
 
 def row(**options: Scalar) -> Candidate:
@@ -52,8 +57,30 @@ def test_the_cpu_comes_first_with_few_rows(residual: Model) -> None:
         "onnxruntime[CPUExecutionProvider] fp32",
         "onnxruntime[CPUExecutionProvider] fp32 spinning=False",
         "onnxruntime[CPUExecutionProvider] fp32 threads=1",
+        "onnxruntime[CPUExecutionProvider] int8 u8s8",
+        "onnxruntime[CPUExecutionProvider] fp16",
+        "onnxruntime[CPUExecutionProvider] bf16",
     ]
     assert next(iter(BACKEND.candidates(residual, Target()))) == rows[0]
+
+
+def test_dynamic_quantisation_is_for_what_takes_no_images(
+    residual: Model, attention: Model
+) -> None:
+    def graphs(model: Model) -> set[str]:
+        return {c.graph for c in BACKEND.candidates(model, Target())}
+
+    assert "dynamic" not in graphs(residual)
+    assert "dynamic" in graphs(attention)
+
+
+def test_a_gpus_providers_are_raced_in_its_precisions() -> None:
+    gpu = Target("cuda:0")
+    words = {name: [f"{p} {g}".strip() for p, g in ladder(name, gpu)] for name in (GPU, TENSORRT)}
+    assert words[GPU] == ["fp32", "tf32", "fp16 fp16", "bf16 bf16"]
+    assert words[TENSORRT] == ["fp32", "fp16 fp16", "bf16 bf16", "fp8 fp8", "int8 s8s8"]
+    # On another device one row says why nothing runs.
+    assert [str(p) for p, _ in ladder(GPU, Target())] == ["fp32"]
 
 
 def test_a_row_equal_to_the_default_is_left_out(residual: Model) -> None:
@@ -84,9 +111,29 @@ def test_options_are_checked(residual: Model, options: dict[str, Scalar]) -> Non
     assert "Use one of" in raised.value.fix
 
 
-def test_a_precision_that_the_graph_lacks_is_refused(residual: Model) -> None:
-    with pytest.raises(Unsupported):
+def test_options_of_a_gpu_are_no_options_of_the_cpu(residual: Model) -> None:
+    with pytest.raises(OptionError, match="no prefer_nhwc and no cuda_graph") as raised:
+        compiled(residual, row(prefer_nhwc=True, cuda_graph=True))
+    assert GPU in raised.value.fix
+
+
+def test_a_precision_without_its_graph_is_refused(residual: Model) -> None:
+    with pytest.raises(Unsupported, match="no fp16 here") as raised:
         compiled(residual, Candidate("onnxruntime", CPU, Precision.FP16))
+    assert "fp16 fp16" in raised.value.fix
+
+
+def test_a_graph_of_another_taste_is_refused(residual: Model) -> None:
+    """Signed activations, which the CPU takes and computes slowly."""
+    model = dataclasses.replace(residual, graph="s8s8")
+    with pytest.raises(Unsupported, match="no int8 as the graph s8s8"):
+        compiled(model, Candidate("onnxruntime", CPU, Precision.INT8, graph="s8s8"))
+
+
+def test_the_cpu_says_that_it_has_no_bf16_kernels(residual: Model, tmp_path: Path) -> None:
+    model = converted(residual, Graph.BF16, tmp_path)
+    with pytest.raises(Unsupported, match=rf"{CPU} has no operator \w+ .* for these types"):
+        compiled(model, Candidate("onnxruntime", CPU, Precision.BF16, graph="bf16"))
 
 
 def test_one_session_serves_any_batch(residual: Model) -> None:
@@ -134,6 +181,35 @@ def test_asking_twice_finds_the_plugin_twice(residual: Model) -> None:
             outcome = attempt(residual, provider.name)
             assert isinstance(outcome, OrtSession) or outcome.why
     assert list(installed()) == before
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", [Precision.FP32, Precision.FP16])
+def test_a_cuda_graph_computes_what_the_cpu_does(
+    residual: Model, precision: Precision, tmp_path: Path
+) -> None:
+    """Over new values, sizes that come and go, and both boundaries."""
+    if GPU not in {provider.name for provider in installed()}:
+        pytest.skip("this build has no CUDA")
+    graph = Graph.FP16 if precision is Precision.FP16 else ""
+    model = converted(residual, Graph.FP16, tmp_path) if graph else residual
+    options = {"prefer_nhwc": True, "cuda_graph": True}
+    candidate = Candidate("onnxruntime", GPU, precision, options, graph)
+    limit = DEFAULTS[precision].scaled_error
+    with (
+        compiled(residual) as cpu,
+        BACKEND.compile(model, candidate, Target("cuda:0", target(model).profile)) as session,
+    ):
+        for salt, batch in enumerate((3, 3, 5, 1, 1, 3)):
+            feeds = random_feeds(residual, batch, salt)
+            expected = cpu.run(feeds)
+            session.bind(feeds)
+            for _ in range(4):
+                session.enqueue()
+                session.synchronize()
+                assert_close(session.fetch(), expected, limit, f"batch {batch}")
+            assert_close(session.run(feeds), expected, limit, f"batch {batch}, host")
+        assert not session.placement(feeds).fell_back
 
 
 # Errors
@@ -236,12 +312,32 @@ def looping(directory: Path) -> Model:
     return of_bytes(directory, proto.SerializeToString())
 
 
-GPU = "CUDAExecutionProvider"
+def precisions(model: Model, graph: Graph, directory: Path) -> dict[str, int]:
+    candidate = Candidate("onnxruntime", CPU, graph.precision, graph=graph)
+    with compiled(converted(model, graph, directory), candidate) as session:
+        return dict(session.placement(random_feeds(model, 3, 0)).precisions)
+
+
+def test_placement_counts_the_layers_that_compute_in_int8(residual: Model, tmp_path: Path) -> None:
+    with compiled(residual) as session:
+        layers = session.placement(random_feeds(residual, 3, 0)).precisions
+    assert set(layers) == {"f32"}
+    assert precisions(residual, Graph.U8S8, tmp_path) == {"u8": layers["f32"]}
+
+
+def test_placement_shows_that_a_cpu_computes_fp16_in_fp32(residual: Model, tmp_path: Path) -> None:
+    assert set(precisions(residual, Graph.FP16, tmp_path)) == {"f32"}
+
+
+def test_placement_counts_dynamic_layers(attention: Model, tmp_path: Path) -> None:
+    found = precisions(attention, Graph.DYNAMIC, tmp_path)
+    assert found["i8"] >= 4  # its four linear layers
 
 
 def test_nodes_on_the_cpu_are_a_fallback_with_their_operators_named() -> None:
     ran = [(GPU, "Conv"), (GPU, "Relu"), (CPU, "NonZero"), (CPU, "Shape"), (CPU, "Shape")]
-    placement = place([*ran, (GPU, "MemcpyToHost")], {}, GPU, [GPU, CPU], "cuda")
+    kernels = [Kernel(*node) for node in (*ran, (GPU, "MemcpyToHost"))]
+    placement = place(kernels, {}, GPU, [GPU, CPU], "cuda")
     assert placement.fell_back
     assert placement.nodes == {GPU: 2, CPU: 3}
     assert placement.copies == 1
@@ -249,17 +345,18 @@ def test_nodes_on_the_cpu_are_a_fallback_with_their_operators_named() -> None:
 
 
 def test_a_provider_that_the_session_dropped_is_a_fallback() -> None:
-    placement = place([(CPU, "Conv")], {}, GPU, [CPU], "cuda")
+    placement = place([Kernel(CPU, "Conv")], {}, GPU, [CPU], "cuda")
     assert placement.fell_back
     assert f"dropped {GPU}" in placement.detail
 
 
 def test_a_compiled_subgraph_counts_as_the_nodes_it_stands_for() -> None:
-    ran = [(OPENVINO, f"{OPENVINO}_123_0"), (CPU, "NonZero")]
+    ran = [Kernel(OPENVINO, f"{OPENVINO}_Conv_0", ("float",)), Kernel(CPU, "NonZero")]
     placement = place(ran, {OPENVINO: 40, CPU: 1}, OPENVINO, [OPENVINO, CPU], "cpu")
     assert placement.nodes == {OPENVINO: 40, CPU: 1}
     assert "compiled 40 nodes into 1" in placement.detail
     assert "1 of 41 nodes" in placement.detail
+    assert placement.precisions == {}, "a compiled subgraph does not tell"
 
 
 def test_a_profile_gives_provider_and_operator_of_each_node(
@@ -271,8 +368,8 @@ def test_a_profile_gives_provider_and_operator_of_each_node(
     for _ in range(2):  # twice the same nodes
         session.run(None, random_feeds(residual, 1, 0))
     ran = read_profile(Path(session.end_profiling()))
-    assert {provider for provider, _ in ran} == {CPU}
-    assert "Conv" in {op for _, op in ran}
+    assert {kernel.provider for kernel in ran} == {CPU}
+    assert {k.inputs for k in ran if k.operator == "Conv"} == {("float",) * 3}
     assert len(ran) < len(onnx.load(residual.onnx_path).graph.node)
 
 

@@ -14,6 +14,7 @@ import torch
 
 import odd_modules
 import small_models
+from conformance import scaled_error
 from peregrine.backends import _torch
 from peregrine.backends.base import Session
 from peregrine.backends.pytorch import PyTorchBackend
@@ -21,6 +22,7 @@ from peregrine.errors import BackendUnavailable, FeedError, OptionError, Unsuppo
 from peregrine.model.inputs import random_feeds
 from peregrine.model.model import Model
 from peregrine.types import Candidate, Precision, Profile, Target
+from peregrine.validate import DEFAULTS
 from torch_model import bare_outputs, odd_torch_model, small_torch_model
 
 BACKEND = PyTorchBackend()
@@ -41,6 +43,8 @@ def test_agrees_with_the_module(name, tmp_path):
     model = small_torch_model(tmp_path, name)
     module = small_models.SMALL[name]().module
     for candidate in BACKEND.candidates(model, target_of(model)):
+        if candidate.precision is not Precision.FP32:
+            continue  # test_lower_precisions_on_a_cpu
         with BACKEND.compile(model, candidate, target_of(model)) as session:
             for seed, batch in enumerate((1, 3, 7)):
                 feeds = random_feeds(model, batch, seed=seed)
@@ -61,8 +65,13 @@ def test_channels_last_only_for_images(tmp_path):
         target = dataclasses.replace(target_of(model), device=device)
         return [(c.variant, str(c.precision)) for c in BACKEND.candidates(model, target)]
 
-    assert variants("conv") == [("channels_last", "fp32"), ("eager", "fp32")]
-    assert variants("lstm") == [("eager", "fp32")]
+    assert variants("conv") == [
+        ("channels_last", "fp32"),
+        ("eager", "fp32"),
+        ("channels_last", "bf16"),
+        ("channels_last", "fp16"),
+    ]
+    assert variants("lstm") == [("eager", "fp32"), ("eager", "bf16"), ("eager", "fp16")]
     on_gpu = variants("int_input", "cuda:0")
     assert on_gpu == [("eager", p) for p in ("fp32", "tf32", "fp16", "bf16")]
 
@@ -70,13 +79,32 @@ def test_channels_last_only_for_images(tmp_path):
 def test_channels_last_changes_the_layout(tmp_path):
     model = small_torch_model(tmp_path, "depthwise")
     layouts = {}
-    for candidate in BACKEND.candidates(model, target_of(model)):
-        session = BACKEND.compile(model, candidate, target_of(model))
+    for variant in ("channels_last", "eager"):
+        session = BACKEND.compile(model, Candidate("pytorch", variant), target_of(model))
         session.run(random_feeds(model, 2, seed=0))
-        layouts[candidate.variant] = session._result.is_contiguous(
-            memory_format=torch.channels_last
-        )
+        layouts[variant] = session._result.is_contiguous(memory_format=torch.channels_last)
     assert layouts == {"channels_last": True, "eager": False}
+
+
+@pytest.mark.parametrize("name", ["conv", "depthwise", "lstm", "attention", "int_input"])
+@pytest.mark.parametrize("precision", [Precision.BF16, Precision.FP16])
+def test_lower_precisions_on_a_cpu(name, precision, tmp_path):
+    """Near the module, not equal to it, and every layer with weights computes in 16 bits."""
+    model = small_torch_model(tmp_path, name)
+    feeds = random_feeds(model, 3, seed=0)
+    expected = bare_outputs(small_models.SMALL[name]().module, model, feeds)
+    limit = DEFAULTS[precision].scaled_error
+    rows = [c for c in BACKEND.candidates(model, target_of(model)) if c.precision is precision]
+    assert rows
+    for candidate in rows:
+        with BACKEND.compile(model, candidate, target_of(model, 3)) as session:
+            outputs = session.run(feeds)
+            layers = session.placement(feeds).precisions
+        assert set(layers) == {precision.replace("fp", "f")}
+        assert sum(layers.values()) > 0
+        for spec in model.outputs:
+            assert outputs[spec.name].dtype.name == spec.dtype
+            assert 0 < scaled_error(outputs[spec.name], expected[spec.name]) <= limit
 
 
 def test_a_module_that_writes_to_its_input(tmp_path):
@@ -174,6 +202,7 @@ def test_placement_counts_operators(tmp_path):
     assert 7 <= placement.nodes["cpu"] <= 12
     assert not placement.fell_back
     assert placement.copies == 0
+    assert placement.precisions == {"f32": 3}
 
 
 def test_threads(tmp_path):
@@ -204,8 +233,11 @@ def test_refusals(tmp_path):
         BACKEND.compile(model, Candidate("pytorch", "fast"), target)
     with pytest.raises(OptionError, match="no option 'layout'"):
         BACKEND.compile(model, Candidate("pytorch", "eager", options={"layout": 1}), target)
-    with pytest.raises(Unsupported, match="fp16"):
-        BACKEND.compile(model, Candidate("pytorch", "eager", Precision.FP16), target)
+    with pytest.raises(Unsupported, match="tf32"):
+        BACKEND.compile(model, Candidate("pytorch", "eager", Precision.TF32), target)
+    of_a_graph = Candidate("pytorch", "eager", Precision.FP16, graph="fp16")
+    with pytest.raises(OptionError, match="the graph fp16"):
+        BACKEND.compile(model, of_a_graph, target)
     session = BACKEND.compile(model, EAGER, target)
     with pytest.raises(FeedError, match="float64"):
         session.run({"x": np.zeros((1, 3, 16, 16))})

@@ -6,15 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from conformance import BATCH, assert_close, target
+from conformance import BATCH, assert_close, converted, target
 from one_node import one_node
 from peregrine.backends import registry
 from peregrine.backends._trt_engine import build_engine, installed_module
 from peregrine.backends.tensorrt import TensorRtBackend, nvidia_driver
 from peregrine.errors import BackendUnavailable, OptionError, Unsupported
+from peregrine.model.graphs import Graph
 from peregrine.model.inputs import random_feeds
 from peregrine.model.model import Model
-from peregrine.types import Candidate, Precision, Profile, Target
+from peregrine.types import Candidate, DimRange, Precision, Profile, Target
+from peregrine.validate import DEFAULTS
 from small_models import SMALL
 
 if not installed_module():
@@ -22,7 +24,9 @@ if not installed_module():
 
 BACKEND = TensorRtBackend()
 FP32 = Candidate("tensorrt")
+AS_WRITTEN = Candidate("onnxruntime", "CPUExecutionProvider", options={"optimization": "disabled"})
 THREE = Target(profile=Profile.fixed({"batch": 3}))
+FIVE = Target(profile=Profile({"batch": DimRange(1, 3, 5)}))
 no_gpu = pytest.mark.skipif(bool(nvidia_driver()), reason="there is a GPU here")
 
 # TensorRT-RTX 1.5 computes fp32 convolutions in TF32 whatever the builder's flag says: on an H200
@@ -40,8 +44,39 @@ def test_every_small_model_becomes_an_engine(name: str, fixed: bool, tmp_path: P
 def test_tf32_is_a_precision_of_its_own(residual: Model) -> None:
     aim = Target("cuda:0", target(residual).profile)
     precisions = [c.precision for c in BACKEND.candidates(residual, aim)]
-    assert precisions == [Precision.FP32, Precision.TF32]
+    assert precisions[:2] == [Precision.FP32, Precision.TF32]
     assert len(build_engine(residual, Candidate("tensorrt", precision=Precision.TF32), aim)) > 0
+
+
+def test_each_precision_reads_its_own_graph(residual: Model) -> None:
+    rows = {str(c.precision): c.graph for c in BACKEND.candidates(residual, Target("cuda:0"))}
+    assert rows == {
+        "fp32": "",
+        "tf32": "",
+        "fp16": "fp16",
+        "bf16": "bf16",
+        "fp8": "fp8",
+        "int8": "s8s8",
+    }
+    # Without a GPU one row says why nothing runs; the others would say the same.
+    assert [c.id for c in BACKEND.candidates(residual, Target())] == ["tensorrt fp32"]
+
+
+@pytest.mark.parametrize("graph", [Graph.FP16, Graph.BF16, Graph.FP8])
+def test_a_graph_in_lower_precision_becomes_an_engine(
+    residual: Model, graph: Graph, tmp_path: Path
+) -> None:
+    model = converted(residual, graph, tmp_path)
+    assert len(build_engine(model, in_precision(graph), target(residual))) > 10_000
+
+
+@pytest.mark.skipif(installed_module() == "tensorrt", reason="full TensorRT has INT8")
+def test_int8_convolutions_are_refused_in_plain_words(residual: Model, tmp_path: Path) -> None:
+    model = converted(residual, Graph.S8S8, tmp_path)
+    with pytest.raises(Unsupported, match="does not compute convolutions in INT8") as raised:
+        build_engine(model, in_precision(Graph.S8S8), target(residual))
+    assert "FP8E4M3" in raised.value.why
+    assert "fp8" in raised.value.fix
 
 
 @no_gpu
@@ -71,8 +106,53 @@ def test_an_unknown_operator_is_named_with_its_node(tmp_path: Path, domain: str)
 def test_options_and_precisions_are_checked(residual: Model) -> None:
     with pytest.raises(OptionError):
         BACKEND.compile(residual, Candidate("tensorrt", options={"x": 1}), target(residual))
-    with pytest.raises(Unsupported):
+    with pytest.raises(Unsupported, match="no int8 from an fp32 graph"):
         build_engine(residual, Candidate("tensorrt", precision=Precision.INT8), target(residual))
+    with pytest.raises(OptionError, match="the graph fp16"):
+        build_engine(residual, in_precision(Graph.FP16), target(residual))
+
+
+def in_precision(graph: Graph) -> Candidate:
+    return Candidate("tensorrt", precision=graph.precision, graph=graph)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("graph", [Graph.FP16, Graph.BF16, Graph.FP8])
+def test_an_engine_in_lower_precision_is_near(
+    residual: Model, graph: Graph, tmp_path: Path
+) -> None:
+    model = converted(residual, graph, tmp_path)
+    feeds = random_feeds(residual, BATCH, 0)
+    cpu = registry.get("onnxruntime")
+    with cpu.compile(residual, AS_WRITTEN, target(residual)) as reference:
+        expected = reference.run(feeds)
+    aim = Target("cuda:0", target(residual).profile)
+    with BACKEND.compile(model, in_precision(graph), aim) as session:
+        limit = DEFAULTS[graph.precision].scaled_error
+        assert_close(session.run(feeds), expected, limit, graph)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("cuda_graph", [True, False])
+def test_a_cuda_graph_computes_what_single_launches_do(residual: Model, cuda_graph: bool) -> None:
+    """Over new values, sizes that come and go, and both boundaries."""
+    cpu = registry.get("onnxruntime")
+    candidate = Candidate("tensorrt", options={"cuda_graph": cuda_graph})
+    with (
+        cpu.compile(residual, AS_WRITTEN, target(residual)) as reference,
+        BACKEND.compile(residual, candidate, Target("cuda:0", FIVE.profile)) as session,
+    ):
+        for salt, batch in enumerate((3, 3, 5, 1, 1, 3)):
+            feeds = random_feeds(residual, batch, salt)
+            expected = reference.run(feeds)
+            session.bind(feeds)
+            for _ in range(4):
+                session.enqueue()
+                session.synchronize()
+                assert_close(session.fetch(), expected, _TOLERANCE, f"batch {batch}")
+            assert_close(session.run(feeds), expected, _TOLERANCE, f"batch {batch}, host")
+        detail = session.placement(feeds).detail
+    assert detail == ("Replayed as one CUDA graph." if cuda_graph else "")
 
 
 @pytest.mark.gpu
@@ -82,10 +162,9 @@ def test_an_engine_computes_what_the_graph_says(name: str, tmp_path: Path) -> No
         pytest.skip(nvidia_driver().reason)
     model = SMALL[name]().load(tmp_path / "model")
     cpu = registry.get("onnxruntime")
-    as_written = Candidate(cpu.name, "CPUExecutionProvider", options={"optimization": "disabled"})
     aim = Target("cuda:0", target(model).profile)
     feeds = random_feeds(model, BATCH, 0)
-    with cpu.compile(model, as_written, target(model)) as reference:
+    with cpu.compile(model, AS_WRITTEN, target(model)) as reference:
         expected = reference.run(feeds)
     artifact = tmp_path / "artifact"
     artifact.mkdir()

@@ -18,12 +18,14 @@ import torch
 
 import odd_modules
 import small_models
+from conformance import scaled_error
 from peregrine.backends.base import Session
 from peregrine.backends.torch_compile import TorchCompileBackend
 from peregrine.errors import FeedError, OptionError, Unsupported
 from peregrine.model.inputs import random_feeds
 from peregrine.model.model import Model, ModuleSource
-from peregrine.types import Array, Candidate, DimRange, Feeds, Profile, Target
+from peregrine.types import Array, Candidate, DimRange, Feeds, Precision, Profile, Target
+from peregrine.validate import DEFAULTS
 from torch_model import bare_outputs, odd_torch_model, small_torch_model
 
 BACKEND = TorchCompileBackend()
@@ -113,6 +115,7 @@ class TestOneGraph:
         assert placement.device == "cpu"
         assert placement.graph_breaks == 0
         assert placement.nodes["cpu"] > 3
+        assert set(placement.precisions) == {"f32"}
         assert not placement.fell_back
 
     def test_comes_back_in_a_fresh_process(self, model, session, tmp_path):
@@ -141,6 +144,27 @@ class TestOneGraph:
         # Another count means another build, and this profile cannot be built.
         with pytest.raises(OptionError, match="batch"):
             BACKEND.load(tmp_path, model, INDUCTOR, target)
+
+
+@needs_compiler
+def test_bf16_on_a_cpu(tmp_path):
+    model = small_torch_model(tmp_path, "residual")
+    rows = [c.precision for c in BACKEND.candidates(model, FIXED)]
+    assert rows == [Precision.FP32, Precision.BF16]
+    feeds = random_feeds(model, 3, seed=0)
+    expected = bare_outputs(small_models.residual(), model, feeds)["output_0"]
+    bf16 = dataclasses.replace(INDUCTOR, precision=Precision.BF16)
+    artifact = tmp_path / "artifact"
+    artifact.mkdir()
+    with BACKEND.compile(model, bf16, FIXED) as session:
+        outputs = session.run(feeds)["output_0"]
+        assert set(session.placement(feeds).precisions) == {"bf16"}
+        BACKEND.save(session, artifact)
+    assert outputs.dtype == np.float32
+    # More than fp32's rounding: the arithmetic is what was asked for.
+    assert 1e-4 < scaled_error(outputs, expected) <= DEFAULTS[Precision.BF16].scaled_error
+    with BACKEND.load(artifact, model, bf16, FIXED) as session:
+        np.testing.assert_array_equal(session.run(feeds)["output_0"], outputs)
 
 
 def build(directory: Path, name: str, target: Target = FIXED) -> tuple[Model, Session]:

@@ -31,6 +31,7 @@ _LIBRARY_MISSING = (
     "Please install TensorRT libraries",
     "Require cuDNN",
 )
+_NO_CAPTURE = "cannot use the graph capture feature"
 _NEWER = "Export the model for an older opset, or `pip install --upgrade onnxruntime`."
 _REWRITE = "Replace the operator in the model, or race another backend."
 
@@ -50,6 +51,12 @@ def on_open(error: Exception, name: str, provider: str) -> Exception:
     unsupported = _unsupported(text, name, provider)
     if unsupported is not None:
         return unsupported
+    if _NO_CAPTURE in text:
+        return Unsupported(
+            f"{provider} cannot run {name} as a CUDA graph.",
+            why=text,
+            fix="Race its row without cuda_graph.",
+        )
     if any(words in text for words in _LIBRARY_MISSING):
         return BackendUnavailable(
             f"The libraries of {provider} do not load.",

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from peregrine.backends._ort_providers import CPU
 from peregrine.types import Placement
@@ -14,10 +15,42 @@ from peregrine.types import Placement
 PROOF = "onnxruntime profile of one inference"
 _KERNEL = "_kernel_time"
 _COPIES = ("MemcpyToHost", "MemcpyFromHost")
+_TYPES = {
+    "float": "f32",
+    "float16": "f16",
+    "bfloat16": "bf16",
+    "uint8": "u8",
+    "int8": "i8",
+    "double": "f64",
+}
+# Nodes with weights, by the words in their operators' names: plain, fused (`FusedConv`), quantised
+# (`QLinearConv`, `MatMulInteger`, `QGemm`, `DynamicQuantizeLSTM`).
+_COMPUTES = re.compile(r"Conv|Gemm|MatMul|LSTM|GRU|RNN|Attention")
 
 
-def read_profile(path: Path) -> list[tuple[str, str]]:
-    """(provider, operator) of every node that the profiled inference executed.
+class Kernel(NamedTuple):
+    """A node that ran."""
+
+    provider: str
+    operator: str
+    inputs: tuple[str, ...] = ()
+    """ONNX Runtime's words for its inputs' types: `float`, `uint8`."""
+
+    @property
+    def arithmetic(self) -> str:
+        """`f32`, `u8`, ... for a node that computes with weights; empty for any other.
+
+        A quantised kernel has 8-bit inputs beside its scales, which are floats, and those that
+        quantise their own activations have 8-bit weights.
+        """
+        if self.operator.startswith(self.provider) or not _COMPUTES.search(self.operator):
+            return ""  # the former is a compiled subgraph: it does not tell
+        found = [_TYPES[word] for word in self.inputs if word in _TYPES]
+        return next((word for word in found if word in ("u8", "i8")), found[0] if found else "")
+
+
+def read_profile(path: Path) -> list[Kernel]:
+    """Every node that the profiled inference executed.
 
     A node inside a loop counts once, however often it ran.
     """
@@ -27,12 +60,13 @@ def read_profile(path: Path) -> list[tuple[str, str]]:
         if event.get("cat") == "Node" and event["name"].endswith(_KERNEL):
             args = event["args"]
             key = (event["name"], args.get("node_index"))
-            ran[key] = (args.get("provider", ""), args["op_name"])
+            types = (word for shape in args.get("input_type_shape", ()) for word in shape)
+            ran[key] = Kernel(args.get("provider", ""), args["op_name"], tuple(types))
     return list(ran.values())
 
 
 def place(
-    ran: Collection[tuple[str, str]],
+    ran: Collection[Kernel],
     assigned: Mapping[str, int],
     asked: str,
     providers: Collection[str],
@@ -43,9 +77,10 @@ def place(
     `assigned` is how many nodes of the graph each provider took. A provider that compiles
     executes a whole subgraph as one node; what counts is the nodes it stands for.
     """
-    kernels = [(provider, op) for provider, op in ran if op not in _COPIES]
-    copies = sum(op in _COPIES for _, op in ran)
+    kernels = [(k.provider, k.operator) for k in ran if k.operator not in _COPIES]
+    copies = len(ran) - len(kernels)
     nodes = Counter(provider for provider, _ in kernels)
+    precisions = Counter(k.arithmetic for k in ran if k.arithmetic)
     details = []
     for provider in nodes:
         fused = sum(p == provider and op.startswith(provider) for p, op in kernels)
@@ -62,6 +97,7 @@ def place(
     return Placement(
         device=device,
         nodes=dict(nodes),
+        precisions=dict(precisions),
         copies=copies,
         fell_back=bool(fallen) or missing,
         proof=PROOF,

@@ -14,18 +14,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from peregrine.errors import BackendUnavailable
+from peregrine.model.graphs import Graph
 from peregrine.types import Precision, Target
 
 CPU = "CPUExecutionProvider"
+CUDA = "CUDAExecutionProvider"
 PLUGIN_PREFIX = "onnxruntime-ep-"
 
 # Providers that compute elsewhere than on this machine.
 _REMOTE = {"AzureExecutionProvider"}
 # What a built-in provider runs on; the others run on the CPU.
 _DEVICES = {
-    "CUDAExecutionProvider": "cuda",
+    CUDA: "cuda",
     "TensorrtExecutionProvider": "cuda",
     "NvTensorRTRTXExecutionProvider": "cuda",
+    "nv_tensorrt_rtx": "cuda",
     "ROCMExecutionProvider": "rocm",
     "MIGraphXExecutionProvider": "rocm",
     "DmlExecutionProvider": "dml",
@@ -47,6 +50,29 @@ _INSTEAD = {
         "Race the `openvino` backend instead: the same engine without that check "
         "(`pip install openvino`)."
     ),
+}
+# What each provider is raced in: a precision and the graph that brings it. The CPU provider has
+# no 16-bit arithmetic on x86. It computes an fp16 graph in fp32 between casts, which placement
+# shows, and refuses a bf16 graph for want of kernels. It takes signed activations too, at fp32's
+# speed or half of it. CUDA has no INT8: it would run a Q/DQ graph in fp32 with more to do.
+_FP32 = (Precision.FP32, "")
+_TYPED = ((Precision.FP16, Graph.FP16), (Precision.BF16, Graph.BF16))
+_TENSORRT = (_FP32, *_TYPED, (Precision.FP8, Graph.FP8))
+_LADDERS: dict[str, tuple[tuple[Precision, str], ...]] = {
+    CPU: (_FP32, (Precision.INT8, Graph.U8S8), (Precision.INT8, Graph.DYNAMIC), *_TYPED),
+    CUDA: (_FP32, (Precision.TF32, ""), *_TYPED),
+    "OpenVINOExecutionProvider": (_FP32, (Precision.BF16, ""), (Precision.INT8, Graph.U8S8)),
+    "TensorrtExecutionProvider": (*_TENSORRT, (Precision.INT8, Graph.S8S8)),
+    "NvTensorRTRTXExecutionProvider": _TENSORRT,
+    "nv_tensorrt_rtx": _TENSORRT,
+}
+# Full TensorRT's provider builds weakly typed networks: without its flag a precision is not used
+# even where the graph has it. FP8 lies over an fp16 graph.
+_TENSORRT_FLAGS = {
+    Precision.FP16: "trt_fp16_enable",
+    Precision.BF16: "trt_bf16_enable",
+    Precision.FP8: "trt_fp16_enable",
+    Precision.INT8: "trt_int8_enable",
 }
 _registered: set[str] = set()
 
@@ -78,6 +104,16 @@ def installed() -> Iterator[Provider]:
     yield from plugins
 
 
+def ladder(name: str, target: Target) -> tuple[tuple[Precision, str], ...]:
+    """The precisions that a provider is raced in on `target`, each with the name of its graph.
+
+    Just fp32 where the provider runs on another kind of device, or is not known here.
+    """
+    if _DEVICES.get(name, "cpu") != target.device.partition(":")[0]:
+        return (_FP32,)
+    return _LADDERS.get(name, (_FP32,))
+
+
 def plugin_distributions() -> tuple[str, ...]:
     """Names of the installed `onnxruntime-ep-*` distributions."""
     names = (d.metadata["Name"] for d in importlib.metadata.distributions())
@@ -104,6 +140,9 @@ def configure(
     target: Target,
     threads: int,
     precision: Precision = Precision.FP32,
+    *,
+    prefer_nhwc: bool = False,
+    cuda_graph: bool = False,
 ) -> list[tuple[str, dict[str, str]]] | None:
     """Ask for a provider, on `target`'s device; returns what `InferenceSession(providers=)` takes.
 
@@ -122,6 +161,10 @@ def configure(
             fix="`peregrine doctor` lists what is installed and what to install.",
         )
     options = _provider_options(name, target, threads, precision)
+    if prefer_nhwc:
+        options["prefer_nhwc"] = "1"
+    if cuda_graph:
+        options["enable_cuda_graph"] = "1"
     if provider.module:
         session_options.add_provider_for_devices([_plugin_device(provider, target)], options)
         return None
@@ -140,11 +183,15 @@ def _provider_options(
     if name == "OpenVINOExecutionProvider":
         # On a CPU with bf16 instructions OpenVINO computes fp32 models in bf16 unless told
         # otherwise: a scaled error of 1e-2 where the model asked for fp32.
-        settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": str(threads)}
+        hint = "bf16" if precision is Precision.BF16 else "f32"
+        settings = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": str(threads)}
         return {"load_config": json.dumps({"CPU": settings})}
-    if name == "CUDAExecutionProvider":
+    if name == CUDA:
         tf32 = str(int(precision is Precision.TF32))
         return {"device_id": device_index(target), "use_tf32": tf32}
+    if name == "TensorrtExecutionProvider":
+        flag = _TENSORRT_FLAGS.get(precision)
+        return {"device_id": device_index(target), **({flag: "1"} if flag else {})}
     if _DEVICES.get(name) == "cuda":
         return {"device_id": device_index(target)}
     return {}

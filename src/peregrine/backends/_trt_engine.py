@@ -7,18 +7,31 @@ import importlib.util
 import re
 from typing import Any
 
+from peregrine.backends.base import check_graph
 from peregrine.errors import BackendUnavailable, ModelCorrupt, Unsupported
+from peregrine.model.graphs import Graph, base_graph
 from peregrine.model.model import Model
 from peregrine.types import Candidate, Precision, Target, TensorSpec
 
 # The same API twice: the full product, and the one for consumer GPUs that PyPI carries.
 MODULES = ("tensorrt", "tensorrt_rtx")
 INSTALL = "pip install 'peregrine-inference[tensorrt]'"
-PRECISIONS = (Precision.FP32, Precision.TF32)
+LADDER: tuple[tuple[Precision, str], ...] = (
+    (Precision.FP32, ""),
+    (Precision.TF32, ""),
+    (Precision.FP16, Graph.FP16),
+    (Precision.BF16, Graph.BF16),
+    (Precision.FP8, Graph.FP8),
+    (Precision.INT8, Graph.S8S8),
+)
+"""Each precision with the graph that brings it: a strongly typed network computes in the types
+that its graph has."""
 WORKSPACE = 4 << 30
 """Bytes of scratch memory that a tactic may use; more was never faster for image networks."""
 
 _ERRORS_KEPT = 20
+# How TensorRT-RTX's builder lists the types of its convolutions when it meets another one.
+_INT8_REFUSED = re.compile(r"CHECK\(dtype == \w*Float\b.*FP8E4M3\) failed")
 
 
 def installed_module() -> str:
@@ -58,18 +71,23 @@ def make_logger(trt: Any) -> Any:
 def build_engine(model: Model, candidate: Candidate, target: Target) -> bytes:
     """A serialised engine for `target.profile`.
 
-    The network is strongly typed: arithmetic is that of the graph's dtypes, and `candidate`
-    only says whether fp32 matrix products may use TF32.
+    The network is strongly typed: arithmetic is that of the graph's dtypes and of its Q/DQ
+    nodes, and `candidate` only says whether fp32 matrix products may use TF32.
 
     Raises:
         BackendUnavailable: there is no TensorRT that can build here.
-        Unsupported: an operator it lacks, named, or a graph it cannot build.
+        Unsupported: an operator or a precision it lacks, named, or a graph it cannot build.
         ModelCorrupt: the file is no ONNX graph.
+        OptionError: `model` holds another graph than the candidate reads.
     """
-    if candidate.precision not in PRECISIONS:
+    check_graph(candidate, model)
+    graph = base_graph(candidate.graph) if candidate.graph else ""
+    if (candidate.precision, graph) not in LADDER:
         raise Unsupported(
-            f"{candidate.id}: TensorRT computes in the precision that the graph has.",
-            fix="Give a model that was converted to that precision, as an fp32 candidate.",
+            f"TensorRT takes no {candidate.precision} from "
+            f"{f'the graph {candidate.graph}' if candidate.graph else 'an fp32 graph'}.",
+            why="It computes in the types that the graph has.",
+            fix=f"Use one of: {', '.join(f'{p} {g}'.strip() for p, g in LADDER)}.",
         )
     trt = import_tensorrt()
     logger = make_logger(trt)
@@ -92,6 +110,13 @@ def build_engine(model: Model, candidate: Candidate, target: Target) -> bytes:
         config.add_optimization_profile(_profile(builder, network, model, target))
     engine = builder.build_serialized_network(network, config)
     del parser  # not earlier: it owns the weights that the network points at
+    if engine is None and _INT8_REFUSED.search(" ".join(logger.errors)):
+        raise Unsupported(
+            f"{trt.__name__} {trt.__version__} does not compute convolutions in INT8; "
+            "it takes FP32, FP16, BF16 and FP8.",
+            why=_last(logger),
+            fix="Race fp8 or fp16 in its place, or use full TensorRT, which has INT8.",
+        )
     if engine is None:
         raise Unsupported(
             f"TensorRT cannot build {model.name}.",

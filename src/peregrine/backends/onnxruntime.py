@@ -4,44 +4,34 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import numpy as np
-
-from peregrine.backends import _ort_errors as errors
-from peregrine.backends import _ort_placement as placement
 from peregrine.backends import _ort_providers as providers
-from peregrine.backends.base import Backend, Session, check_feeds, check_sizes, options_of
-from peregrine.errors import BackendUnavailable, OptionError, Unsupported
-from peregrine.model.model import Model
-from peregrine.types import (
-    Array,
-    Candidate,
-    DimRange,
-    Feeds,
-    Placement,
-    Precision,
-    Profile,
-    Scalar,
-    Support,
-    Target,
-    physical_cores,
+from peregrine.backends._ort_session import (
+    OPTIMIZATIONS,
+    CudaGraphSession,
+    OrtSession,
+    Recipe,
 )
+from peregrine.backends.base import Backend, Session, check_graph, options_of
+from peregrine.errors import OptionError, Unsupported
+from peregrine.model.graphs import Graph, base_graph
+from peregrine.model.model import Model
+from peregrine.types import Candidate, Precision, Scalar, Support, Target, physical_cores
 
-OPTIMIZATIONS = {
-    "disabled": "ORT_DISABLE_ALL",
-    "basic": "ORT_ENABLE_BASIC",
-    "extended": "ORT_ENABLE_EXTENDED",
-    "all": "ORT_ENABLE_ALL",
+DEFAULTS: dict[str, object] = {
+    "threads": 0,
+    "spinning": True,
+    "optimization": "all",
+    "prefer_nhwc": False,
+    "cuda_graph": False,
 }
-DEFAULTS: dict[str, object] = {"threads": 0, "spinning": True, "optimization": "all"}
 """`threads` 0 follows the target. `spinning`: idle compute threads poll for work instead of
 sleeping. `optimization`: the graph optimisation level; "disabled" runs the graph as it was
-written, which makes it the reference of models without a module."""
+written, which makes it the reference of models without a module. Of the CUDA provider alone:
+`prefer_nhwc`, channels-last convolutions, and `cuda_graph`, one launch for all kernels."""
 
 # The CPU rows worth racing, measured on resnet18, efficientnet_lite0 (mobilenet-like), LCNet,
 # SqueezeNet, a text recogniser and a recurrent voice detector, interleaved on 2 cores:
@@ -54,161 +44,13 @@ written, which makes it the reference of models without a module."""
 # within 1% of CPU time, memory patterns off and fixed dimensions.
 CPU_ROWS: tuple[dict[str, Scalar], ...] = ({}, {"spinning": False}, {"threads": 1})
 
-# Providers whose kernels take any shape; the others compile for the shapes they were given.
-_SHAPE_FREE = {providers.CPU, "CUDAExecutionProvider"}
-_ANY_SIZE = 2**31 - 1
+# On an H200 a CUDA graph was worth 1.5 to 5 times at batch 1, where launching a kernel takes
+# longer than running it; with fp16, channels-last on top was the best of all settings. The plain
+# row stays beside it: not every graph can be captured, nor every convolution run channels-last.
+CUDA_ROWS: tuple[dict[str, Scalar], ...] = ({}, {"prefer_nhwc": True, "cuda_graph": True})
+
 _OPTIMIZED = "optimized.onnx"
 _OPTIMIZED_WEIGHTS = "optimized.bin"
-_QUIET, _CHATTY = 3, 2  # log severities: errors only, warnings too
-
-
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """All it takes to open a session, so that the proof of placement opens a like one."""
-
-    model: Model
-    graph: Path
-    provider: str
-    precision: Precision
-    threads: int
-    spinning: bool
-    optimization: str
-    target: Target
-
-    def open(self, **settings: Any) -> Any:
-        """An `onnxruntime.InferenceSession`; `settings` are attributes of its options.
-
-        Raises `Unsupported`, `ModelCorrupt` or `BackendUnavailable`.
-        """
-        import onnxruntime as ort
-
-        options = ort.SessionOptions()
-        options.log_severity_level = _QUIET
-        options.intra_op_num_threads = self.threads
-        options.inter_op_num_threads = 1
-        level = OPTIMIZATIONS[self.optimization]
-        options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, level)
-        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(self.spinning)))
-        for name, value in settings.items():
-            if name.startswith("session."):
-                options.add_session_config_entry(name, value)
-            else:
-                setattr(options, name, value)
-        try:
-            asked = providers.configure(
-                options, self.provider, self.target, self.threads, self.precision
-            )
-            # Without enable_fallback=0 a provider that fails is replaced by another in silence.
-            session = ort.InferenceSession(
-                str(self.graph), options, providers=asked, enable_fallback=0
-            )
-        except errors.exceptions() as error:
-            raise errors.on_open(error, self.model.name, self.provider) from error
-        if self.provider not in session.get_providers():
-            raise BackendUnavailable(
-                f"{self.provider} did not start; ONNX Runtime dropped it.",
-                why=f"The session has only {', '.join(session.get_providers())}. "
-                "Mostly a library the provider needs is missing or of another version; "
-                "ONNX Runtime's own message is in the log.",
-                fix="`peregrine env create onnxruntime` makes an environment where they match.",
-            )
-        return session
-
-
-class OrtSession(Session):
-    """Device boundary by an I/O binding; host boundary by `InferenceSession.run`."""
-
-    def __init__(self, recipe: Recipe) -> None:
-        self.recipe = recipe
-        self.inputs, self.outputs = recipe.model.inputs, recipe.model.outputs
-        self.profile = _served(recipe)
-        self._names = [spec.name for spec in self.outputs]
-        self._runtime = recipe.open()
-        self._run_options = _run_options(recipe.target)
-        self._binding: Any = None
-        self._outputs_kept = False
-
-    def bind(self, feeds: Feeds) -> None:
-        check_sizes(self.profile, check_feeds(self.inputs, feeds))
-        binding = self._runtime.io_binding()
-        for name, value in feeds.items():
-            # A copy: the binding reads this memory at every inference.
-            self._bind_input(binding, name, np.array(value, order="C"))
-        for name in self._names:
-            binding.bind_output(name, *self._device())
-        self._binding = binding
-        self._outputs_kept = False
-
-    def _device(self) -> tuple[str, int]:
-        target = self.recipe.target
-        return ("cuda", int(providers.device_index(target))) if target.is_cuda else ("cpu", 0)
-
-    def _bind_input(self, binding: Any, name: str, value: Array) -> None:
-        if not self.recipe.target.is_cuda:
-            binding.bind_cpu_input(name, value)
-            return
-        import onnxruntime as ort
-
-        binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(value, *self._device()))
-
-    def enqueue(self) -> None:
-        try:
-            self._runtime.run_with_iobinding(self._binding, self._run_options)
-        except errors.exceptions() as error:
-            raise errors.on_run(error) from error
-        if not self._outputs_kept:
-            self._keep_outputs()
-
-    def _keep_outputs(self) -> None:
-        """Have later inferences write where the first one did, so that they allocate nothing.
-
-        Only the first inference knows the sizes of every output.
-        """
-        for name, value in zip(self._names, self._binding.get_outputs(), strict=True):
-            self._binding.bind_ortvalue_output(name, value)
-        self._outputs_kept = True
-
-    def synchronize(self) -> None:
-        if self.recipe.target.is_cuda:
-            self._binding.synchronize_outputs()
-
-    def fetch(self) -> dict[str, Array]:
-        return dict(zip(self._names, self._binding.copy_outputs_to_cpu(), strict=True))
-
-    def run(self, feeds: Feeds) -> dict[str, Array]:
-        check_sizes(self.profile, check_feeds(self.inputs, feeds))
-        try:
-            outputs = self._runtime.run(self._names, feeds)
-        except errors.exceptions() as error:
-            raise errors.on_run(error) from error
-        return dict(zip(self._names, outputs, strict=True))
-
-    def placement(self, feeds: Feeds) -> Placement:
-        """From the profile of another session like this one: profiling costs time."""
-        with tempfile.TemporaryDirectory(prefix="peregrine-") as directory:
-            session = self.recipe.open(
-                enable_profiling=True,
-                profile_file_prefix=str(Path(directory) / "profile"),
-                # The one session that may speak its warnings, for the log.
-                log_severity_level=_CHATTY,
-                **{"session.record_ep_graph_assignment_info": "1"},
-            )
-            session.run(self._names, feeds)
-            ran = placement.read_profile(Path(session.end_profiling()))
-        assigned: dict[str, int] = {}
-        for part in session.get_provider_graph_assignment_info():
-            assigned[part.ep_name] = assigned.get(part.ep_name, 0) + len(part.get_nodes())
-        return placement.place(
-            ran,
-            assigned,
-            self.recipe.provider,
-            self._runtime.get_providers(),
-            self.recipe.target.device,
-        )
-
-    def close(self) -> None:
-        self._binding = None
-        self._runtime = None
 
 
 class OnnxRuntimeBackend(Backend):
@@ -235,19 +77,26 @@ class OnnxRuntimeBackend(Backend):
 
     def candidates(self, model: Model, target: Target) -> Iterator[Candidate]:
         for provider in providers.installed():
-            for options in self._rows(provider, target):
-                yield Candidate(self.name, provider.name, Precision.FP32, options)
+            if provider.name == providers.CPU and target.device != "cpu":
+                continue
+            for precision, graph in providers.ladder(provider.name, target):
+                if graph == Graph.DYNAMIC and _takes_images(model):
+                    continue
+                for options in self._rows(provider.name, precision, target):
+                    yield Candidate(self.name, provider.name, precision, options, graph)
 
-    def _rows(self, provider: providers.Provider, target: Target) -> Iterable[dict[str, Scalar]]:
-        if provider.name != providers.CPU:
+    def _rows(
+        self, provider: str, precision: Precision, target: Target
+    ) -> Iterable[dict[str, Scalar]]:
+        if provider == providers.CUDA and target.is_cuda:
+            return CUDA_ROWS
+        if provider != providers.CPU or precision is not Precision.FP32:
             return ({},)
-        if target.device != "cpu":
-            return ()
         threads = target.threads or physical_cores()
         return (row for row in CPU_ROWS if row.get("threads") != threads)
 
     def compile(self, model: Model, candidate: Candidate, target: Target) -> OrtSession:
-        return OrtSession(_recipe(model, candidate, target))
+        return _session(_recipe(model, candidate, target))
 
     def save(self, session: Session, directory: Path) -> None:
         """The optimised graph, for the CPU: it opens in about half the time."""
@@ -278,7 +127,17 @@ class OnnxRuntimeBackend(Backend):
             recipe = dataclasses.replace(
                 recipe, graph=directory / _OPTIMIZED, optimization="disabled"
             )
-        return OrtSession(recipe)
+        return _session(recipe)
+
+
+def _takes_images(model: Model) -> bool:
+    """Whether an input has the shape of images. Such networks are convolutions, which dynamic
+    quantisation makes slower: it is for the matrix products of transformers and for LSTMs."""
+    return any(len(s.shape) == 4 and s.dtype.startswith("float") for s in model.inputs)
+
+
+def _session(recipe: Recipe) -> OrtSession:
+    return CudaGraphSession(recipe) if recipe.cuda_graph else OrtSession(recipe)
 
 
 def _recipe(model: Model, candidate: Candidate, target: Target) -> Recipe:
@@ -288,41 +147,32 @@ def _recipe(model: Model, candidate: Candidate, target: Target) -> Recipe:
             f"onnxruntime has no optimization={settings['optimization']!r}.",
             fix=f"Use one of: {', '.join(OPTIMIZATIONS)}.",
         )
-    allowed = (Precision.FP32, Precision.TF32) if target.is_cuda else (Precision.FP32,)
-    if candidate.precision not in allowed:
+    provider = candidate.variant or providers.CPU
+    cuda_only = [name for name in ("prefer_nhwc", "cuda_graph") if settings[name]]
+    if cuda_only and provider != providers.CUDA:
+        raise OptionError(
+            f"{provider} has no {' and no '.join(cuda_only)}.",
+            fix=f"They are options of {providers.CUDA}.",
+        )
+    check_graph(candidate, model)
+    graph = base_graph(candidate.graph) if candidate.graph else ""
+    offered = providers.ladder(provider, target)
+    if (candidate.precision, graph) not in offered:
         raise Unsupported(
-            f"{candidate.id}: ONNX Runtime computes in the precision that the graph has.",
-            fix="Give a model that was converted to that precision, as an fp32 candidate.",
+            f"{provider} is given no {candidate.precision}"
+            f"{f' as the graph {candidate.graph}' if candidate.graph else ''} here.",
+            why="It has no kernels for it, or would compute in another precision.",
+            fix=f"Use one of: {', '.join(f'{p} {g}'.strip() for p, g in offered)}.",
         )
     return Recipe(
         model=model,
         graph=model.onnx_path,
-        provider=candidate.variant or providers.CPU,
+        provider=provider,
         precision=candidate.precision,
         threads=int(str(settings["threads"])) or target.threads or physical_cores(),
         spinning=bool(settings["spinning"]),
         optimization=str(settings["optimization"]),
         target=target,
+        prefer_nhwc=bool(settings["prefer_nhwc"]),
+        cuda_graph=bool(settings["cuda_graph"]),
     )
-
-
-def _served(recipe: Recipe) -> Profile:
-    """The sizes a session serves: any, unless the provider compiles for shapes."""
-    profile = recipe.target.profile
-    if recipe.provider not in _SHAPE_FREE:
-        return profile
-    symbols = {symbol for spec in recipe.model.inputs for symbol in spec.symbols}
-    return Profile(
-        {symbol: DimRange(1, profile.opt.get(symbol, 1), _ANY_SIZE) for symbol in symbols}
-    )
-
-
-def _run_options(target: Target) -> Any:
-    """On a GPU an inference must be able to return before it is done."""
-    if not target.is_cuda:
-        return None
-    import onnxruntime as ort
-
-    options = ort.RunOptions()
-    options.add_run_config_entry("disable_synchronize_execution_providers", "1")
-    return options

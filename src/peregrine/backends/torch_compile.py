@@ -43,7 +43,7 @@ from peregrine.backends.base import Backend, Session
 from peregrine.errors import OptionError, Unsupported
 from peregrine.model.inputs import random_array
 from peregrine.model.model import Model
-from peregrine.types import Candidate, Feeds, Placement, Support, Target
+from peregrine.types import Candidate, Feeds, Placement, Precision, Support, Target
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -85,6 +85,8 @@ class TorchCompileBackend(Backend):
 
     def candidates(self, model: Model, target: Target) -> Iterable[Candidate]:
         for precision in _torch.precisions(target):
+            if precision is Precision.FP16 and not target.is_cuda:
+                continue  # slow on CPUs, as eager's row shows without a build of half a minute
             yield Candidate(self.name, INDUCTOR, precision)
 
     def compile(self, model: Model, candidate: Candidate, target: Target) -> Session:
@@ -97,7 +99,7 @@ class TorchCompileBackend(Backend):
             OptionError: the profile does not size every symbol of the inputs.
             BackendUnavailable: there is no CUDA device for the target.
         """
-        _torch.check(candidate, target, (INDUCTOR,))
+        _torch.check(candidate, model, target, (INDUCTOR,))
         _check_profile(model, target)
         module = _torch.ready_module(model, candidate.precision, target)
         if target.is_cuda:
@@ -169,6 +171,7 @@ class _AheadOfTimeSession(_torch.TorchSession):
         return Placement(
             device=self._device,
             nodes={self._device: self._facts["nodes"]},
+            precisions=self._facts.get("precisions", {}),
             fell_back=self._device != self.target.device.partition(":")[0],
             graph_breaks=0,
             proof="the AOTInductor package: one exported graph, and the device it was built for",
@@ -205,10 +208,11 @@ def _ahead_of_time(
     import torch._inductor
 
     with _scratch() as scratch, _inductor(scratch), torch.no_grad():
-        program = _export(module, model, target)
+        program = _export(module, model, candidate.precision, target)
         facts = {
             "threads": torch.get_num_threads(),
             "nodes": sum(node.op == "call_function" for node in program.graph.nodes),
+            "precisions": _precisions(program),
             "mutates_inputs": _writes_to_inputs(program),
         }
         package = torch._inductor.aoti_compile_and_package(
@@ -221,7 +225,9 @@ def _ahead_of_time(
     return session
 
 
-def _export(module: nn.Module, model: Model, target: Target) -> ExportedProgram:
+def _export(
+    module: nn.Module, model: Model, precision: Precision, target: Target
+) -> ExportedProgram:
     """The module as a torch.export program, dynamic in the sizes that the profile leaves open."""
     import torch
 
@@ -236,8 +242,17 @@ def _export(module: nn.Module, model: Model, target: Target) -> ExportedProgram:
         {axis: open_sizes[dim] for axis, dim in enumerate(spec.shape) if dim in open_sizes}
         for spec in model.inputs
     )
-    example = tuple(_torch.as_tensor(a) for a in _example(model, target, least=2).values())
+    dtype = _torch.compute_dtype(precision)
+    tensors = (_torch.as_tensor(a) for a in _example(model, target, least=2).values())
+    example = tuple(t.to(dtype) if t.is_floating_point() else t for t in tensors)
     return torch.export.export(Positional(module), example, dynamic_shapes=(dynamic,))
+
+
+def _precisions(program: ExportedProgram) -> dict[str, int]:
+    """The arithmetic of its layers with weights: inductor keeps an operator's dtype."""
+    nodes = program.graph.nodes
+    words = (_torch.arithmetic(n.target, n.meta.get("val")) for n in nodes)
+    return dict(Counter(word for word in words if word))
 
 
 def _writes_to_inputs(program: ExportedProgram) -> bool:
