@@ -13,17 +13,21 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from peregrine.conversion.calibration import Calibration
 from peregrine.environments import Interpreter, interpreter_for
 from peregrine.errors import PeregrineError, RunDirectoryError
 from peregrine.harness.process import Worker
 from peregrine.harness.request import Request
 from peregrine.harness.rundir import RunDirectory
 from peregrine.model.graphs import REPAIRED, Graph, base_graph
+from peregrine.model.inputs import random_feeds
 from peregrine.model.model import Model
 from peregrine.results import Conversion, from_builtins
 
 GRAPHS = "graphs"
 CALIBRATION = "calibration"
+_DEVELOPMENT_SEED = 10_000
+_DEVELOPMENT_ITEMS = 16
 
 
 class Graphs:
@@ -101,6 +105,18 @@ class Graphs:
         directory = self._run.file(CALIBRATION)
         return str(directory) if directory.is_dir() else None
 
+    def development(self) -> Path:
+        """Inputs that layers are chosen by: the calibration data, else random ones of seeds that
+        judge nothing."""
+        if self.calibration is not None:
+            return Path(self.calibration)
+        directory = self._run.file("development")
+        if not directory.is_dir():
+            first = self._request.seed + _DEVELOPMENT_SEED
+            feeds = [random_feeds(self._model, 1, first + n) for n in range(_DEVELOPMENT_ITEMS)]
+            Calibration.write(directory, self._model, feeds, "random numbers", random=True)
+        return directory
+
     @property
     def source(self) -> Path:
         return self._model.directory
@@ -146,7 +162,7 @@ class Repairer:
             model=str(self._graphs.source),
             graph=str(self._graph),
             out=str(out),
-            calibration=self._graphs.calibration,
+            data=str(self._graphs.development()),
             limits=dict(limits),
             budget_s=budget_s,
         )

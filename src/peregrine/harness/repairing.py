@@ -41,7 +41,6 @@ def can_be_repaired(setting: Setting, row: CandidateResult) -> bool:
         and bool(row.graph)
         and row.conversion is not None
         and setting.request.repair_s > 0
-        and setting.graphs.calibration is not None
     )
 
 

@@ -19,7 +19,7 @@ import time
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from peregrine.backends import registry
 from peregrine.backends.base import Backend, Session
@@ -35,6 +35,9 @@ from peregrine.model.graphs import Graph
 from peregrine.model.model import Model
 from peregrine.results import Boundary, to_builtins
 from peregrine.types import Array, Candidate, Profile, Target
+
+if TYPE_CHECKING:
+    from peregrine.conversion.repair import Repairer
 
 _PR_SET_PDEATHSIG = 1
 # What allocators say when they fail without a MemoryError.
@@ -68,6 +71,7 @@ class Commands:
         self._target = Target()
         self._sessions: list[Session] = []
         self._built_from: Path | None = None
+        self._repairer: Repairer | None = None
 
     def prepare(self, source: str, directory: str, options: Mapping[str, Any]) -> dict[str, Any]:
         """Load a model from what the user named into a model directory, out of harm's way."""
@@ -123,6 +127,31 @@ class Commands:
             calibration=Calibration.open(Path(calibration)) if calibration else None,
         )
         return {"conversion": to_builtins(conversion)}
+
+    def repair(
+        self,
+        model: str,
+        graph: str,
+        out: str,
+        data: str,
+        limits: Mapping[str, float],
+        budget_s: float,
+    ) -> dict[str, Any]:
+        """Find layers to leave in fp32, and make that graph. The ranking stays for the next
+        attempt, which is for the same model and graph."""
+        from peregrine.conversion.calibration import Calibration
+        from peregrine.conversion.repair import Repairer
+        from peregrine.conversion.trials import Limits
+
+        if self._repairer is None:
+            self._repairer = Repairer(
+                Model.open(Path(model)), Graph(graph), Calibration.open(Path(data))
+            )
+        attempt = self._repairer.attempt(Limits(**limits), budget_s, Path(out))
+        return {
+            "repair": to_builtins(attempt.repair),
+            "conversion": to_builtins(attempt.conversion),
+        }
 
     def open(
         self,
