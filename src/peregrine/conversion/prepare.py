@@ -45,6 +45,7 @@ def prepare(model: Model) -> onnx.ModelProto:
         proto = at_opset(proto, OLDEST_OPSET)
     folded = _fold(model, proto)
     _drop_unused_domains(folded)
+    _drop_shapes_of_constants(folded)
     name_nodes(folded)
     return _infer(folded)
 
@@ -127,6 +128,16 @@ def _drop_unused_domains(proto: onnx.ModelProto) -> None:
     kept = [o for o in proto.opset_import if o.domain in used | standard]
     del proto.opset_import[:]
     proto.opset_import.extend(kept)
+
+
+def _drop_shapes_of_constants(proto: onnx.ModelProto) -> None:
+    """ONNX Runtime writes them for constants that branches use; where a converter transposes
+    such a constant, they contradict it."""
+    for graph in graphs(proto.graph):
+        constants = {tensor.name for tensor in graph.initializer}
+        kept = [value for value in graph.value_info if value.name not in constants]
+        del graph.value_info[:]
+        graph.value_info.extend(kept)
 
 
 def _infer(proto: onnx.ModelProto) -> onnx.ModelProto:

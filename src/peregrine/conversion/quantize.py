@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -200,32 +200,51 @@ def _excluded(prepared: onnx.ModelProto, keep: Collection[str]) -> set[str]:
 def count(
     prepared: onnx.ModelProto, made: onnx.ModelProto
 ) -> tuple[dict[str, int], dict[str, int]]:
-    """Operator -> nodes that compute in integers, and -> nodes with weights that do not."""
+    """Operator -> nodes that compute in 8 bits, and -> nodes with weights that do not.
+
+    A product computes in 8 bits where it reads both factors from Q/DQ, any other operator where
+    it also hands on to Q/DQ alone.
+    """
     dequantized = {
         name
         for node in made.graph.node
         if node.op_type == "DequantizeLinear"
         for name in node.output
     }
-    integer = {
-        node.name
-        for node in made.graph.node
-        if node.input
-        and node.op_type != "QuantizeLinear"
-        and node.input[0] in dequantized
-        and (node.op_type not in WEIGHTED or node.input[1] in dequantized)
-    }
+    loose = {value.name for value in made.graph.output}
+    loose |= {n for node in made.graph.node if node.op_type != "QuantizeLinear" for n in node.input}
     there = {node.name for node in prepared.graph.node}
-    converted = Counter(node.op_type for node in made.graph.node if node.name in integer & there)
-    left = Counter(node.op_type for node in weighted_nodes(prepared) if node.name not in integer)
+    constants = {"", *(tensor.name for tensor in made.graph.initializer)}
+    converted: Counter[str] = Counter()
+    done = set()
+    for node in made.graph.node:
+        if node.name not in there:
+            continue
+        if node.op_type in WEIGHTED:
+            fits = dequantized.issuperset(node.input[:2])
+        else:
+            fits = (
+                node.op_type in (*_BETWEEN, *_CARRIERS)
+                and node.input[0] in dequantized
+                and constants.issuperset(set(node.input) - dequantized)
+                and loose.isdisjoint(node.output)
+            )
+        if fits:
+            converted[node.op_type] += 1
+            done.add(node.name)
+    left = Counter(node.op_type for node in weighted_nodes(prepared) if node.name not in done)
     return dict(sorted(converted.items())), dict(sorted(left.items()))
 
 
-def weighted_nodes(prepared: onnx.ModelProto) -> Iterable[onnx.NodeProto]:
-    """The nodes with constant weights."""
-    constants = {tensor.name for tensor in prepared.graph.initializer}
+def weighted_nodes(prepared: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    """The nodes with constant weights of floating point."""
+    import onnx
+
+    constants = {
+        t.name for t in prepared.graph.initializer if t.data_type == onnx.TensorProto.FLOAT
+    }
     for node in prepared.graph.node:
-        if node.op_type in HAVE_WEIGHTS and any(name in constants for name in node.input[:2]):
+        if node.op_type in HAVE_WEIGHTS and not constants.isdisjoint(node.input[:2]):
             yield node
 
 
