@@ -155,9 +155,10 @@ class RunDirectory:
     def write_json(self, name: str, record: Any) -> None:
         """Write a JSON file whole or not at all."""
         with _explained(self.path):
-            part = self.path / f".{name}.part"
+            whole = self.path / name
+            part = whole.with_name(f".{whole.name}.part")
             part.write_text(json.dumps(to_builtins(record), indent=1, allow_nan=False))
-            part.replace(self.path / name)
+            part.replace(whole)
 
     def file(self, *parts: str) -> Path:
         return self.path.joinpath(*parts)
