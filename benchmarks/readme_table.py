@@ -1,20 +1,23 @@
 """Put a run's table into the README, so that no figure there is typed by hand.
 
     python benchmarks/readme_table.py results/cpu/efficientnet_lite0.json
+    python benchmarks/readme_table.py --ladder results/cpu/efficientnet_lite0_ladder.json
 
-Replaces what stands between the `measured` markers. The picture is drawn from the same file.
+Replaces what stands between the `measured` markers, or between the `ladder` ones. The picture is
+drawn from the same file. With --print nothing is replaced.
 """
 
 import argparse
 from pathlib import Path
 
-from peregrine.report import figures
-from peregrine.report.png import write_png
+from peregrine.report import figures, words
+from peregrine.report import ladder as ladders
+from peregrine.report.ladder import Rung
+from peregrine.report.png import write_ladder_png, write_png
 from peregrine.report.standings import Row, standings
 from peregrine.report.store import read_json
 from peregrine.results import CandidateResult, Report
 
-_BEGIN, _END = "<!-- measured: begin -->", "<!-- measured: end -->"
 _ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -74,19 +77,93 @@ def block(report: Report, picture: str) -> str:
     return "\n".join(lines)
 
 
+def rung_line(rung: Rung, goal: str) -> str:
+    """One precision of a workflow as a row of the ladder."""
+    result = rung.result
+    said = [ladders.judgement(result)]
+    if result.disqualified or rung.row is None:
+        said.append(words.reason(result))
+    said += words.asides(result)
+    cells = [
+        result.id.replace("|", "\\|"),
+        ladders.speed(rung, goal),
+        figures.times(rung.over_own),
+        figures.times(rung.over_best),
+        figures.times(rung.over_default),
+        ladders.accuracy(rung.guard),
+        ladders.drop(rung.guard),
+        figures.error(result.validation.scaled_error if result.validation else None),
+        figures.memory(result.artifact_mb or None),
+        " ".join("; ".join(said).split()).replace("|", "\\|"),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def ladder_block(report: Report, picture: str) -> str:
+    """Speed and accuracy of every precision, workflow by workflow. Empty for a race of one."""
+    placed = standings(report)
+    found = ladders.ladder(report, placed)
+    if found is None:
+        return ""
+    speed = "items/s" if placed.goal == "throughput" else "p50 ms"
+    unit = f", {found.unit}" if found.unit else ""
+    measure = found.measure or "accuracy"
+    random = words.randomly_calibrated(report)
+    at = words.objective(report, placed.batch, placed.boundary)
+    lines = [
+        f"`{report.command or report.model.source}` on {report.machine.cpu}, "
+        f"{report.machine.physical_cores} cores ({', '.join(report.machine.cpu_flags)}), by {at}. "
+        + report.reference.split,
+        "",
+        f"| candidate | {speed} | own fp32 | best fp32 | ORT fp32 "
+        f"| {measure}, reference \N{RIGHTWARDS ARROW} row | drop{unit} (95 %) | scaled error "
+        "| size | verdict |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+        *[rung_line(rung, placed.goal) for rung in found.rungs],
+        "",
+        "How many times as fast: as the workflow's own fp32 row, as the fastest fp32 row, as ONNX "
+        "Runtime's fp32 default on the CPU.",
+        *(["", f"**{random}**"] if random else []),
+        *(["", f"![Accuracy lost against speed gained]({picture})"] if picture else []),
+    ]
+    return "\n".join(lines)
+
+
+def replaced(text: str, name: str, block: str) -> str:
+    """`text` with what stands between the markers of `name` replaced by `block`."""
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    before, found, rest = text.partition(begin)
+    _, ended, after = rest.partition(end)
+    if not (found and ended):
+        raise SystemExit(f"README.md has no `{begin}` with an `{end}` after it.")
+    return f"{before}{begin}\n{block}\n{end}{after}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("report", type=Path)
-    report_file = parser.parse_args().report
-    report = read_json(report_file)
-    picture = _ROOT / "docs" / f"{report_file.stem}.png"
-    picture.parent.mkdir(exist_ok=True)
-    write_png(report, picture)
-    readme = _ROOT / "README.md"
-    before, _, rest = readme.read_text().partition(_BEGIN)
-    _, _, after = rest.partition(_END)
-    text = block(report, str(picture.relative_to(_ROOT)))
-    readme.write_text(f"{before}{_BEGIN}\n{text}\n{_END}{after}")
+    parser.add_argument("--ladder", action="store_true", help="the precision ladder instead")
+    parser.add_argument("--print", action="store_true", help="print it and change no file")
+    arguments = parser.parse_args()
+    report = read_json(arguments.report)
+    stem, write = arguments.report.stem, not arguments.print
+    docs = _ROOT / "docs"
+    if arguments.ladder:
+        name, picture = "ladder", docs / f"{stem}-ladder.png"
+        drawn = not write or write_ladder_png(report, picture)
+        text = ladder_block(report, f"docs/{picture.name}" if drawn else "")
+        if not text:
+            raise SystemExit(f"{arguments.report} is of a race of one precision.")
+    else:
+        name, picture = "measured", docs / f"{stem}.png"
+        text = block(report, f"docs/{picture.name}")
+        if write:
+            write_png(report, picture)
+    if write:
+        readme = _ROOT / "README.md"
+        readme.write_text(replaced(readme.read_text(), name, text))
+    else:
+        print(text)
 
 
 if __name__ == "__main__":

@@ -37,6 +37,12 @@ def report(examples: ModuleType) -> Report:
 
 
 @pytest.fixture(scope="session")
+def climbed(examples: ModuleType) -> Report:
+    """A race of several precisions."""
+    return examples.ladder_report()
+
+
+@pytest.fixture(scope="session")
 def hostile(report: Report) -> Report:
     """Markup of HTML, of rich, of the shell and of terminals wherever the race puts words."""
     said = f"{HOSTILE}\x1b[2J\x1b]0;owned\x07\nsecond line [bold]"

@@ -9,9 +9,13 @@ import numpy as np
 
 from peregrine.results import (
     Boundary,
+    CalibratorTrial,
     CandidateResult,
     Comparison,
+    Conversion,
     FinalRound,
+    Guard,
+    KeptLayer,
     LabelledAccuracy,
     LatencyMs,
     MachineRecord,
@@ -20,9 +24,12 @@ from peregrine.results import (
     ModelRecord,
     OutputComparison,
     ReferenceRecord,
+    Repair,
+    RepairStep,
     Report,
     Status,
     Validation,
+    Verdict,
     Winner,
 )
 from peregrine.types import Candidate, Placement, Precision, Scalar, TensorSpec
@@ -102,10 +109,12 @@ def row(
     placement: Placement | None = None,
     judged: Validation | None = None,
     break_even: float | None = None,
+    graph: str = "",
+    size: float = 18.4,
 ) -> CandidateResult:
     """A row that ran; `batch_gain` is the exponent of time against batch."""
     rng = np.random.default_rng(seed)
-    candidate = Candidate(backend, variant, precision, options or {})
+    candidate = Candidate(backend, variant, precision, options or {}, graph)
     return CandidateResult(
         id=candidate.id,
         backend=backend,
@@ -113,6 +122,7 @@ def row(
         precision=precision,
         options=candidate.options,
         status=Status.OK,
+        graph=graph,
         validation=judged or validation(2.3e-7 * seed, 0.0),
         placement=placement or Placement("cpu", {"CPU": 84}, proof="runtime graph"),
         build_s=build,
@@ -130,7 +140,7 @@ def row(
         versions=VERSIONS,
         python="/opt/venv/bin/python",
         log=f"logs/{backend}.log",
-        artifact_mb=18.4,
+        artifact_mb=size,
         finished="2026-11-21T07:01:12Z",
     )
 
@@ -140,8 +150,9 @@ def absent(
 ) -> CandidateResult:
     candidate = Candidate(backend, variant)
     result = CandidateResult(
-        candidate.id, backend, variant, Precision.FP32, {}, status, reason, fix, versions=VERSIONS
-    )
+        candidate.id, backend, variant, Precision.FP32, {}, status, reason=reason, fix=fix,
+        versions=VERSIONS,
+    )  # fmt: skip
     return dataclasses.replace(result, **kept)
 
 
@@ -297,3 +308,132 @@ def nobody_won() -> Report:
     return dataclasses.replace(
         report, candidates=kept, winner=None, final_rounds=(), complete=False
     )
+
+
+def guarded(
+    verdict: Verdict, error: float, drop: float, half: float, *, more: int | None = None
+) -> Validation:
+    """A validation with the guard's judgement of 80 labelled photos; the reference has 75%."""
+    found = Guard(
+        "top-1", "%", 80, 75.0, 75.0 - drop, drop, (drop - half, drop + half),
+        "paired score interval (Tango 1998)", verdict, round(max(0.0, drop) * 0.8), 0,
+        max_drop=1.0, p_value=1.0 if drop == 0 else 0.25, more_items=more,
+    )  # fmt: skip
+    judged = validation(error, 100 * min(1.0, 50 * error), passed=verdict is not Verdict.FAILED)
+    return dataclasses.replace(judged, guard=found, real_only=error > 1e-3)
+
+
+def converted(graph: str, precision: Precision, *, random: bool = False) -> Conversion:
+    """How a graph came about: INT8 with calibrators tried, others by casting."""
+    if precision is not Precision.INT8:
+        return Conversion(graph, precision, "onnxruntime.transformers.float16 1.31.1", 0.84,
+                          converted={"Conv": 49, "Gemm": 1})  # fmt: skip
+    kept = (
+        KeptLayer("/blocks.0/conv_dw/Conv", "Conv",
+                  "outliers: one channel of its input reaches 120 times the others' range", 0.41),
+        KeptLayer("/conv_head/Conv", "Conv", "range: its input spans 1e4 values", 0.09),
+    ) if graph.endswith("+repaired") else ()  # fmt: skip
+    return Conversion(
+        graph, precision, "nncf 3.4.0" if graph == "nncf" else "onnxruntime.quantization 1.31.1",
+        14.2, graph == "u8s8+repaired",
+        "64 arrays of random numbers" if random else "40 of 120 photos in photos/", random,
+        "percentile",
+        (CalibratorTrial("minmax", 0.118, 0.875), CalibratorTrial("entropy", 0.061, 0.95),
+         CalibratorTrial("percentile", 0.034, 0.975)),
+        {"Conv": 49 - len(kept), "Gemm": 1, "Add": 9}, {"GlobalAveragePool": 1}, kept,
+        ("Activations are unsigned, as VNNI multiplies them.",),
+    )  # fmt: skip
+
+
+def precision_rows() -> tuple[CandidateResult, ...]:
+    """Lower precisions of three workflows: valid, undecided, failed, repaired, useless, refused,
+    and one calibrated on random numbers."""
+    ort, cpu = "onnxruntime", "CPUExecutionProvider"
+    ok, failed, undecided = Verdict.OK, Verdict.FAILED, Verdict.UNDECIDED
+    int8, bf16, fp16 = Precision.INT8, Precision.BF16, Precision.FP16
+    default = row(ort, cpu, 9.02, seed=11, judged=guarded(ok, 2.4e-7, 0.0, 0.0))
+    failing = row(ort, cpu, 3.2, seed=12, precision=int8, size=4.9, graph="u8s8",
+                  judged=guarded(failed, 0.31, 12.5, 6.1))  # fmt: skip
+    repaired = row(ort, cpu, 3.41, seed=13, precision=int8, size=4.9, graph="u8s8+repaired",
+                   peak=120, judged=guarded(ok, 0.034, 0.0, 0.9))  # fmt: skip
+    because = "top-1 falls by 12.5 points, at most 1 is allowed."
+    repair = Repair(
+        failing.id, because, (RepairStep(1, 0.12, False), RepairStep(2, 0.034, True)), 48.0, 120.0,
+        "2 layers kept in fp32: their inputs have outlier channels.", 1.04,
+    )  # fmt: skip
+    hopeless = dataclasses.replace(
+        repair, of=f"{ort}[{cpu}] int8 s8s8", steps=(RepairStep(12, 0.4, False),), cost=None,
+        outcome="with 12 layers in fp32 it still fails, and is no faster than fp32.",
+    )  # fmt: skip
+    signed = row(ort, cpu, 9.0, seed=14, precision=int8, size=4.9, graph="s8s8",
+                 judged=guarded(failed, 0.52, 20.0, 7.0))  # fmt: skip
+    random = row("openvino", "throughput", 2.9, seed=18, precision=int8, size=4.9, graph="nncf",
+                 judged=guarded(undecided, 0.09, 3.75, 4.1, more=840))  # fmt: skip
+    return (
+        default,
+        dataclasses.replace(failing, status=Status.INVALID, measurements=(), reason=because,
+                            conversion=converted("u8s8", int8)),
+        dataclasses.replace(repaired, repair=repair, conversion=converted("u8s8+repaired", int8)),
+        dataclasses.replace(signed, status=Status.INVALID, measurements=(), reason=because,
+                            repair=hopeless, conversion=converted("s8s8", int8)),
+        dataclasses.replace(
+            row(ort, cpu, 9.6, seed=15, precision=fp16, graph="fp16",
+                judged=guarded(ok, 3.1e-4, 0.0, 0.4)),
+            useless="it takes 1.06 times the time of its fp32: 49 Conv fall back to fp32 kernels "
+            "between casts.", conversion=converted("fp16", fp16)),
+        dataclasses.replace(
+            row("openvino", "latency", 2.51, seed=16, precision=int8, size=4.9, graph="nncf",
+                peak=131, judged=guarded(ok, 0.028, 0.4, 0.55), break_even=310.0),
+            conversion=converted("nncf", int8)),
+        row("openvino", "latency", 6.1, seed=17, precision=bf16,
+            judged=guarded(ok, 2.1e-3, -0.3, 0.8)),
+        dataclasses.replace(random, status=Status.UNDECIDED,
+                            conversion=converted("nncf", int8, random=True)),
+        dataclasses.replace(
+            row("pytorch", "eager", 22.4, seed=19, precision=bf16,
+                judged=guarded(undecided, 4.4e-3, 1.25, 2.2, more=420)),
+            status=Status.UNDECIDED),
+        absent("tensorrt", "", Status.UNAVAILABLE, "There is no NVIDIA GPU here.",
+               id="tensorrt int8 s8s8", precision=int8, graph="s8s8"),
+    )  # fmt: skip
+
+
+def ladder_report(*, labels: bool = True) -> Report:
+    """A race of several precisions that INT8 wins; without labels nothing has a guard."""
+    base = example_report()
+    exact = guarded(Verdict.OK, 2.3e-7, 0.0, 0.0)
+    plain = tuple(
+        dataclasses.replace(c, validation=exact) if c.status is Status.OK else c
+        for c in base.candidates
+        if c.precision is Precision.FP32
+    )
+    rows = (*plain, *precision_rows())
+    names = {r.id: r for r in rows}
+    first = names["openvino[latency] int8 nncf"]
+    finalists = [first, names["onnxruntime[CPUExecutionProvider] int8 u8s8+repaired"],
+                 names["openvino[latency] fp32"]]  # fmt: skip
+    found = rounds(finalists)
+    finals = compare(first.id, found)
+    if not labels:
+        rows = tuple(
+            dataclasses.replace(c, validation=c.validation and dataclasses.replace(
+                c.validation, guard=None, labelled=None))
+            for c in rows
+        )  # fmt: skip
+    others = [c for c in finals if c.candidate != first.id]
+    return dataclasses.replace(
+        base,
+        candidates=rows,
+        reference=dataclasses.replace(
+            base.reference,
+            split="photos/ was split by a seeded shuffle: 40 photos calibrate, the other 80 judge.",
+        ),
+        winner=Winner(
+            first.id, "latency at batch 1", others[0].ratio - 1, (),
+            f"{first.id} is the fastest (6 interleaved rounds, 3 finalists).", 1,
+            (others[0].ci95[0] - 1, others[0].ci95[1] - 1), finals,
+        ),
+        final_rounds=found,
+        command="peregrine bench efficientnet_lite0 --precision auto --calibration photos "
+        "--max-drop 1",
+    )  # fmt: skip

@@ -11,13 +11,25 @@ _FLAGS = {"--json", "--quiet", "--force"}
 
 
 def reproduce(report: Report, candidate: str) -> list[str]:
-    """The words that race just this candidate again, with the run's own options.
+    """The words that race just this candidate again, with the run's own options: a converted
+    graph is made again, or read from the cache where the same was made before.
 
     What chose rows or named places is dropped. Empty where the race was not started by a
     command line: the model may be a Python object.
     """
-    words = _kept_options(report.command)
-    return ["peregrine", "bench", *words, "--only", candidate] if words else []
+    kept = _kept_options(report.command)
+    if not kept:
+        return []
+    only = [word for id in rows_to_race(report, candidate) for word in ("--only", id)]
+    return ["peregrine", "bench", *kept, *only]
+
+
+def rows_to_race(report: Report, candidate: str) -> tuple[str, ...]:
+    """The row itself; before a repaired one the row that it repairs, whose failure makes it."""
+    row = report.candidate(candidate)
+    if row is None or row.repair is None or row.repair.of in ("", candidate):
+        return (candidate,)
+    return row.repair.of, candidate
 
 
 def _kept_options(command: str) -> list[str]:

@@ -92,6 +92,18 @@ def share(value: float | None) -> str:
     return MISSING if value is None else percent(100 * value)
 
 
+def points(value: float | None) -> str:
+    """A difference with at most two places: 0.62, -1.25, 0."""
+    if value is None or not math.isfinite(value):
+        return number(value)
+    return f"{round(value, 2) + 0.0:,.2f}".rstrip("0").rstrip(".")
+
+
+def points_interval(low: float, high: float) -> str:
+    """-0.62 to 1.87: its ends may be negative, where a dash would read as a minus."""
+    return f"{points(low)} to {points(high)}"
+
+
 def error(value: float | None) -> str:
     """An error relative to the reference: 2.3e-07; exactly 0 as 0."""
     if value is None:

@@ -1,20 +1,24 @@
-"""The headline as a picture, for a README: who is fastest, and what batches do."""
+"""The headline as a picture, for a README: who is fastest, and what batches do; and the precision
+ladder as another."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from peregrine.errors import OptionError
-from peregrine.report import figures
+from peregrine.report import figures, words
+from peregrine.report.ladder import Ladder, Rung, drawable, judgement, ladder
 from peregrine.report.standings import Row, Standings, at_boundary, standings
 from peregrine.report.store import write_bytes
-from peregrine.results import Report
+from peregrine.results import Report, Status
+from peregrine.types import Precision
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # The page's colours on a light ground, a hue a backend.
 _COLOURS = {
@@ -27,6 +31,15 @@ _COLOURS = {
     "native": "#6940cf",
 }
 _OTHER = "#5c6470"
+_PRECISIONS = {
+    Precision.FP32: "#4a5362",
+    Precision.TF32: "#8a6d00",
+    Precision.BF16: "#0b7d86",
+    Precision.FP16: "#2160c9",
+    Precision.FP8: "#a62a8c",
+    Precision.INT8: "#c2410c",
+}
+_ALARM = "#a3222b"
 _INK, _DIM, _GRID = "#1b1e24", "#5d6470", "#e4e2dd"
 _LINES = ("-", "--", ":", "-.")
 
@@ -45,17 +58,8 @@ def write_png(report: Report, path: Path) -> None:
         OptionError: matplotlib is not installed.
         RunDirectoryError: the directory cannot be written.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise OptionError(
-            "The picture needs matplotlib.",
-            why=str(error),
-            fix="python -m pip install 'peregrine-inference[report]'",
-        ) from error
     placed = standings(report)
-    height = 1.9 + 0.46 * max(5, len(placed.rows))
-    figure = Figure(figsize=(12.5, height), dpi=160, facecolor="white", layout="constrained")
+    figure = _figure(12.5, 1.9 + 0.46 * max(5, len(placed.rows)))
     left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
     styles = _styles(placed)
     if placed.rows:
@@ -65,13 +69,123 @@ def write_png(report: Report, path: Path) -> None:
         for axes in (left, right):
             axes.axis("off")
         left.text(0, 0.5, "No candidate was measured.", color=_DIM, parse_math=False)
-    figure.suptitle(
+    _save(figure, report, path)
+
+
+def write_ladder_png(report: Report, path: Path) -> bool:
+    """Write the picture of the precision ladder: speed-up against drop with its interval, or
+    against the scaled error where nothing tells a drop. False, and nothing written, where the
+    race has no ladder to draw.
+
+    Raises:
+        OptionError: matplotlib is not installed.
+        RunDirectoryError: the directory cannot be written.
+    """
+    found = ladder(report, standings(report))
+    drawn = drawable(found) if found is not None else []
+    if found is None or not drawn:
+        return False
+    figure = _figure(9.5, 5.4)
+    axes = figure.subplots()
+    _scatter(axes, found, drawn)
+    _save(figure, report, path)
+    return True
+
+
+def _figure(width: float, height: float) -> Figure:
+    """An empty one, in inches; OptionError without matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise OptionError(
+            "The picture needs matplotlib.",
+            why=str(error),
+            fix="python -m pip install 'peregrine-inference[report]'",
+        ) from error
+    return Figure(figsize=(width, height), dpi=160, facecolor="white", layout="constrained")
+
+
+def _save(figure: Figure, report: Report, path: Path) -> None:
+    """Title it and write it in one step."""
+    title = figure.suptitle(
         f"{report.model.name or 'model'}, {report.machine.cpu}", color=_INK, fontsize=12.5,
         fontweight="bold", x=0.01, ha="left", parse_math=False,
     )  # fmt: skip
+    if words.randomly_calibrated(report):
+        title.set_text(f"{title.get_text()}\n{words.RANDOM}")
+        title.set_color(_ALARM)
     held = io.BytesIO()
     figure.savefig(held, format="png", metadata={"Software": "Peregrine"})
     write_bytes(path, held.getvalue())
+
+
+def _scatter(axes: Axes, found: Ladder, drawn: Sequence[tuple[Rung, float]]) -> None:
+    """A point a row under its precision's colour, hollow where its accuracy is undecided."""
+    least = min((e for rung, _ in drawn if (e := _error(rung)) > 0), default=1e-9)
+    named: list[tuple[float, float, str, str]] = []
+    for rung, gain in drawn:
+        colour, guard = _PRECISIONS[rung.result.precision], rung.guard
+        if guard is not None and found.guarded:
+            y, (low, high) = guard.drop, guard.ci95
+        else:  # a logarithmic axis has no place for an error of zero
+            y = low = high = max(_error(rung), least)
+        hollow = judgement(rung.result).startswith("undecided")
+        axes.errorbar(
+            gain, y, yerr=[[max(0.0, y - low)], [max(0.0, high - y)]], color=colour, capsize=3,
+            linewidth=1.3, marker="o", markersize=7.5, markeredgewidth=2,
+            markerfacecolor="white" if hollow else colour,
+        )  # fmt: skip
+        if rung.result.precision is not Precision.FP32 or rung.over_best == 1:
+            text = f"{rung.result.backend} {rung.name}" + (" (undecided)" if hollow else "")
+            named.append((gain, y, text, colour))
+    what = "Scaled error against the reference"
+    if found.guarded:
+        axes.axhline(0, color=_DIM, linewidth=1, linestyle=":")
+        unit = f", {found.unit}" if found.unit else ""
+        what = f"Drop in {found.measure}{unit} (bars: 95% interval)"
+    else:
+        axes.set_yscale("log")
+        axes.minorticks_off()
+    if found.max_drop is not None:
+        axes.axhline(found.max_drop, color=_ALARM, linewidth=1.2, linestyle="--")
+        axes.annotate(
+            f"max drop {figures.points(found.max_drop)}", (1, found.max_drop), ha="right",
+            xycoords=("axes fraction", "data"), xytext=(-4, 4), textcoords="offset points",
+            fontsize=8, color=_ALARM,
+        )  # fmt: skip
+    base = found.measured_against()
+    _dress(axes, f"{what}, against speed-up over {base.result.id if base else 'fp32'}")
+    axes.set_xlim(0, 1.28 * max(gain for _, gain in drawn))  # room for the last name
+    axes.grid(color=_GRID)
+    _names(axes, named)
+    for precision, colour in _PRECISIONS.items():
+        if any(rung.result.precision is precision for rung, _ in drawn):
+            axes.plot([], [], "o", color=colour, label=str(precision))
+    axes.legend(frameon=False, fontsize=8.5, loc="best")
+
+
+def _names(axes: Axes, named: Sequence[tuple[float, float, str, str]]) -> None:
+    """Names beside points, moved up or down where one would lie on another."""
+    size, step = 8.0, 11.0
+    taken: list[tuple[float, float, float]] = []
+    for x, y, text, colour in sorted(named):
+        left, up = (float(v) * 72 / axes.figure.dpi for v in axes.transData.transform((x, y)))
+        right = left + 0.58 * size * len(text)
+        moves = [5.0 + sign * step * n for n in range(6) for sign in (1, -1)]
+        free = (
+            move for move in moves
+            if all(right < a or left > b or abs(up + move - at) >= step for a, b, at in taken)
+        )  # fmt: skip
+        move = next(free, moves[0])
+        taken.append((left, right, up + move))
+        axes.annotate(
+            words.plain(text), (x, y), xytext=(8, move), textcoords="offset points", fontsize=size,
+            color=colour, parse_math=False,
+        )  # fmt: skip
+
+
+def _error(rung: Rung) -> float:
+    return rung.result.validation.scaled_error if rung.result.validation else 0.0
 
 
 def _styles(placed: Standings) -> dict[str, str]:
@@ -104,7 +218,8 @@ def _ranking(axes: Axes, placed: Standings) -> None:
             max(p50, high) + most * 0.012, place, label, va="center", fontsize=8.5, color=_INK
         )
         title = f"{row.rank or figures.MISSING}  {row.result.id}"
-        title += "" if row.rank else "  (may not win)"
+        undecided = row.result.status is Status.UNDECIDED
+        title += "" if row.rank else "  (undecided)" if undecided else "  (may not win)"
         axes.text(
             0, place - 0.24, title, va="bottom", fontsize=8.5, family="monospace",
             color=_INK if row.rank else _DIM, parse_math=False,
@@ -151,7 +266,7 @@ def _end_ranks(axes: Axes, placed: Standings) -> None:
 
 
 def _dress(axes: Axes, title: str) -> None:
-    axes.set_title(title, loc="left", fontsize=9.5, color=_DIM)
+    axes.set_title(words.plain(title), loc="left", fontsize=9.5, color=_DIM, parse_math=False)
     axes.set_axisbelow(True)
     axes.tick_params(colors=_DIM, labelsize=8.5, length=0)
     for side in ("top", "right", "left", "bottom"):

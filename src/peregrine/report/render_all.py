@@ -12,11 +12,13 @@ from peregrine.results import Report
 
 PAGE = "report.html"
 PICTURE = "report.png"
+LADDER_PICTURE = "ladder.png"
 
 
 def write_all(report: Report, run_dir: Path) -> list[Path]:
     """Write `report.json`, `report.html`, the scripts that reproduce each row, and, where
-    matplotlib is installed, `report.png`. Returns what was written.
+    matplotlib is installed, `report.png` and, of several precisions, `ladder.png`. Returns what
+    was written.
 
     Raises:
         RunDirectoryError: the directory cannot be written.
@@ -28,4 +30,6 @@ def write_all(report: Report, run_dir: Path) -> list[Path]:
     if png.available():
         written.append(run_dir / PICTURE)
         png.write_png(report, written[-1])
+        if png.write_ladder_png(report, run_dir / LADDER_PICTURE):
+            written.append(run_dir / LADDER_PICTURE)
     return written

@@ -8,12 +8,14 @@ import shlex
 from pathlib import Path
 
 from peregrine.errors import RunDirectoryError
-from peregrine.report.command import reproduce
+from peregrine.report.command import reproduce, rows_to_race
 from peregrine.report.store import write_text
-from peregrine.report.words import plain
+from peregrine.report.words import RANDOM, plain, shown
 from peregrine.results import CandidateResult, Report
 
 DIRECTORY = "reproduce"
+GRAPHS = "graphs"
+"""Where a run directory keeps its converted graphs, each a model directory of its name."""
 
 
 def write_scripts(report: Report, run_dir: Path) -> list[Path]:
@@ -66,6 +68,7 @@ def script(report: Report, result: CandidateResult) -> str:
     if pins:
         lines.append("# The versions that ran:")
         lines.append(_comment(f"  python -m pip install {shlex.join(pins)}"))
+    lines += [_comment(text) for text in _graph(report, result)]
     lines += ["", "set -euo pipefail", *_action(report, result), ""]
     return "\n".join(lines)
 
@@ -77,11 +80,29 @@ def _action(report: Report, result: CandidateResult) -> list[str]:
         # A quoted `$` is meant as it stands.
         literal = any(mark in word for word in words for mark in "$`")
         return ["# shellcheck disable=SC2016", line] if literal else [line]
+    only = tuple(map(plain, rows_to_race(report, result.id)))
     said = (
         "This race was started from Python. Start it there again, with just this row: "
-        f"peregrine.bench(model, only=({plain(result.id)!r},))"
+        f"peregrine.bench(model, only={only!r})"
     )
     return [f"echo {shlex.quote(said)} >&2", "exit 1"]
+
+
+def _graph(report: Report, result: CandidateResult) -> list[str]:
+    """What its graph was made of, and where the run keeps the one that was measured."""
+    if not result.graph:
+        return []
+    made = result.conversion
+    by = f", by {made.by}" if made is not None and made.by else ""
+    lines = [f"It read the graph {result.graph}{by}; the race makes it again or finds it cached."]
+    if made is not None and made.calibration:
+        lines.append(f"Calibrated on {made.calibration}.")
+    if made is not None and made.random_calibration:
+        lines.append(f"{RANDOM}.")
+    if report.run_dir:
+        kept = Path(shown(report.run_dir)) / GRAPHS / result.graph
+        lines.append(f"The one that was measured is kept, a model directory: {kept}")
+    return lines
 
 
 def _public(version: str) -> str:

@@ -25,7 +25,7 @@ class Row:
 
     result: CandidateResult
     rank: int | None
-    """From 1; None where it may not win."""
+    """From 1; None where it may not win, as where its accuracy is undecided."""
     tied: bool
     """Level with the winner in the final."""
     headline: Measurement
@@ -35,6 +35,8 @@ class Row:
     """The same from its own run, before the final."""
     best: Measurement
     """Its highest throughput."""
+    speed: float
+    """Items a second by the measure that ranks; a finalist's is the winner's over its ratio."""
     speedup: float | None
     """How many times as fast as the baseline; None where the two were not measured alike.
     A finalist's is the winner's over its ratio in the final, which noise between the single
@@ -49,7 +51,7 @@ class Standings:
     batch: int
     boundary: Boundary
     rows: tuple[Row, ...]
-    """Measured rows, best first; those that may not win come last."""
+    """Measured rows, best first; then the undecided ones, then those that may not win."""
     out: tuple[CandidateResult, ...]
     """Every candidate that may not win, measured or not; the most telling first."""
     baseline: CandidateResult | None
@@ -86,10 +88,10 @@ def standings(report: Report) -> Standings:
     ties = set(report.winner.tie_with) if report.winner else set()
 
     def order(c: CandidateResult) -> tuple[int, float]:
-        if not c.can_win:
-            return 4, _cost(goal, c, heads[c.id])
         if c.id == winner:
             return 0, 0.0
+        if not c.can_win:
+            return 4 if c.status is Status.UNDECIDED else 5, _cost(goal, c, heads[c.id])
         if c.id in final:
             return 1 if c.id in ties else 2, final[c.id].ratio
         return 3, _cost(goal, c, heads[c.id])
@@ -97,17 +99,19 @@ def standings(report: Report) -> Standings:
     rows = [
         Row(
             result=c,
-            rank=rank if c.can_win else None,
+            rank=rank if c.can_win or c.id == winner else None,
             tied=c.id in ties,
             headline=heads[c.id],
             trial=trials[c.id],
             best=best_throughput(c, boundary),
+            speed=speeds[c.id],
             speedup=_speedup(c.id, baseline.id if baseline else "", heads, speeds, goal),
             final=final.get(c.id),
         )
         for rank, c in enumerate(sorted(measured, key=order), 1)
     ]
-    out = sorted((c for c in report.candidates if not c.can_win), key=_gravity)
+    barred = (c for c in report.candidates if not c.can_win and c.id != winner)
+    out = sorted(barred, key=_gravity)
     return Standings(goal, batch, boundary, tuple(rows), tuple(out), baseline)
 
 
@@ -156,6 +160,7 @@ def nearest(result: CandidateResult, batch: int, boundary: Boundary) -> Measurem
 
 _GRAVITY = (
     Status.INVALID,
+    Status.UNDECIDED,
     Status.OK,  # disqualified
     Status.FAILED,
     Status.OOM,

@@ -16,6 +16,9 @@ from rich.console import Console
 from rich.text import Text
 
 from peregrine.report import figures, words
+from peregrine.report.conversions import MadeGraph, made_graphs
+from peregrine.report.ladder import Ladder, judgement, ladder, references
+from peregrine.report.ladder import columns as ladder_columns
 from peregrine.report.standings import Row, Standings, finals, standings
 from peregrine.report.verdict import usage, verdict
 from peregrine.report.words import plain
@@ -23,10 +26,12 @@ from peregrine.results import CandidateResult, Report, Status, Validation
 
 _INDENT = 4
 _GAP = 2
+_ALARM = "bold white on red"
 BADGE_STYLES = {
     "ok": "green",
     "disqualified": "yellow",
     "not measured": "yellow",
+    Status.UNDECIDED: "bold magenta",
     Status.INVALID: "bold red",
     Status.FAILED: "red",
     Status.TIMEOUT: "red",
@@ -57,6 +62,12 @@ def render(report: Report, console: Console) -> None:
     _header(report, placed, console)
     if placed.rows:
         _rows(report, placed, console)
+    found = ladder(report, placed)
+    if found is not None:
+        _ladder(found, placed.goal, console)
+    conversions = made_graphs(report)
+    if conversions:
+        _conversions(conversions, console)
     if finals(report):
         _finals(report, console)
     if placed.out:
@@ -83,10 +94,12 @@ def _header(report: Report, placed: Standings, console: Console) -> None:
         "machine": words.machine(report.machine),
         "objective": words.objective(report, placed.batch, placed.boundary),
         "reference": report.reference.workflow,
+        "data": report.reference.split,
     }
     for name, fact in facts.items():
         if fact:
             _line(console, Text(plain(fact)), label=f"{name:<11}")
+    _random(report, console)
     if not report.complete:
         _line(console, Text("This race was interrupted: not every row is here.", "bold yellow"))
 
@@ -150,10 +163,79 @@ def _rows(report: Report, placed: Standings, console: Console) -> None:
         for line in lines:
             text = _joined([c.show(c.cells[number]) for c in line])
             _line(console, Text(text, "" if row.rank else "dim"), indent=_INDENT)
+        _asides(row.result, console)
     note = f"speed: against {placed.baseline_name}" if placed.baseline else ""
     note += ", finalists' by the final; " if note and finals(report) else "; " if note else ""
     note += "error, unequal, top-1: outputs against the reference's; memory: the worker's peak"
     _line(console, Text(plain(note), "dim"), indent=_INDENT)
+
+
+def _random(report: Report, console: Console) -> None:
+    """Loud, and twice: above the figures and below them."""
+    said = words.randomly_calibrated(report)
+    if said:
+        _line(console, Text(plain(said), _ALARM))
+
+
+def _asides(result: CandidateResult, console: Console) -> None:
+    for said in words.asides(result):
+        style = _ALARM if said == words.RANDOM else "yellow"
+        _line(console, Text(plain(said), style), indent=_INDENT)
+
+
+def _ladder(found: Ladder, goal: str, console: Console) -> None:
+    """Workflow by workflow, a precision a line, aligned over all of them. Workflows that ran in
+    fp32 alone stand in the table above."""
+    lowered = [workflow for workflow in found.workflows if workflow.lowered]
+    rungs = [rung for workflow in lowered for rung in workflow.rungs]
+    if not rungs:
+        return
+    _title("Precision ladder", console)
+    width = max(cell_len(rung.name) for rung in rungs) + _GAP
+    shown = ladder_columns(found, rungs, goal, brief=True)
+    columns = [_Column(plain(c.title), c.cells, c.left) for c in shown]
+    indent = _INDENT + width
+    lines = _flow(columns, console.width - indent)
+    for line in lines:
+        _line(console, Text(_joined([c.show(c.title) for c in line]), "dim"), indent=indent)
+    number = 0
+    for workflow in lowered:
+        _line(console, Text(plain(workflow.name), "bold"))
+        for rung in workflow.rungs:
+            state, said = words.badge(rung.result), judgement(rung.result)
+            for place, line in enumerate(lines):
+                text = Text(_joined([c.show(c.cells[number]) for c in line]))
+                text.highlight_words([said.partition(":")[0]], BADGE_STYLES[state])
+                label = "" if place else f"{plain(rung.name):<{width}}"
+                _line(console, text, indent=_INDENT if label else indent, label=label)
+            if ":" in said:
+                _line(console, Text(plain(said), BADGE_STYLES[state]), indent=indent)
+            made = rung.result.conversion
+            if made is not None and made.random_calibration:
+                _line(console, Text(words.RANDOM, _ALARM), indent=indent)
+            number += 1
+    notes = [
+        "own, best, ORT: how many times as fast as the workflow's own fp32, the race's fastest "
+        "fp32 and ONNX Runtime's fp32 default on the CPU" if found.default else
+        "own, best: how many times as fast as the workflow's own fp32 and the race's fastest fp32",
+        f"drop: what is lost{f' in {found.unit}' if found.unit else ''}, with its 95% interval"
+        if found.guarded else "agrees, error: with the reference's outputs",
+        references(found),
+    ]  # fmt: skip
+    _line(console, Text(plain("; ".join(filter(None, notes))), "dim"), indent=_INDENT)
+
+
+def _conversions(found: Sequence[MadeGraph], console: Console) -> None:
+    """How each graph came about, in a few lines; the page has the rest."""
+    _title("Converted graphs", console)
+    for graph in found:
+        _line(console, Text(plain(graph.summary)), label=f"{plain(graph.made.graph)}: ",
+              indent=_INDENT)  # fmt: skip
+        if graph.made.random_calibration:
+            _line(console, Text(words.RANDOM, _ALARM), indent=2 * _INDENT)
+        for layer in graph.made.kept:
+            text = f"kept in fp32: {layer.node} ({layer.operator}): {layer.reason}"
+            _line(console, Text(plain(text)), indent=2 * _INDENT)
 
 
 def _flow(columns: Sequence[_Column], width: int) -> list[list[_Column]]:
@@ -199,6 +281,8 @@ def _explain(result: CandidateResult, console: Console) -> None:
     head = Text.assemble((plain(result.id), "bold"), (f"  {state}", BADGE_STYLES[state]))
     _line(console, head)
     _line(console, Text(plain(words.reason(result))), indent=_INDENT)
+    if not result.measurements:  # else they stand at its figures
+        _asides(result, console)
     if result.fix:
         _line(console, Text(plain(result.fix), "cyan"), indent=_INDENT, label="Fix: ")
 
@@ -207,9 +291,10 @@ def _verdict(report: Report, console: Console) -> None:
     found = verdict(report)
     console.print()
     _line(console, Text(plain(found.title), "bold green" if report.winner else "bold red"))
-    for sentence in (found.why, found.margin, found.break_even):
+    for sentence in (found.why, found.margin, found.break_even, found.undecided):
         if sentence:
             _line(console, Text(plain(sentence)))
+    _random(report, console)
     use = usage(report)
     if use is not None:
         _title("Use it", console)

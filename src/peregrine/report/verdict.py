@@ -7,7 +7,8 @@ from collections import Counter
 from dataclasses import dataclass
 
 from peregrine.report import figures
-from peregrine.report.words import shown
+from peregrine.report.standings import standings
+from peregrine.report.words import of_items, shown
 from peregrine.results import Comparison, Report, Status, Winner
 
 
@@ -20,6 +21,8 @@ class Verdict:
     why: str
     """Why this one, or why none."""
     break_even: str
+    undecided: str = ""
+    """A row that looked faster, and may not win because its accuracy is undecided."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +39,13 @@ def verdict(report: Report) -> Verdict:
     if winner is None:
         return Verdict("No winner", "", _why_none(report), "")
     title = f"A tie, taken by {winner.id}" if winner.tie_with else f"{winner.id} wins"
-    return Verdict(title, _margin(winner), winner.reason, _break_even(report, winner))
+    return Verdict(
+        title,
+        _margin(winner),
+        winner.reason,
+        _break_even(report, winner),
+        _undecided(report, winner),
+    )
 
 
 def usage(report: Report) -> Usage | None:
@@ -73,7 +82,10 @@ def _why_none(report: Report) -> str:
     if sum(counts.values()) < len(report.candidates):
         return "Some rows are valid, but none meets the objective's limits."
     found = ", ".join(f"{number} {word}" for word, number in counts.most_common())
-    return f"Of {figures.count(len(report.candidates), 'candidate')} none may win: {found}."
+    text = f"Of {figures.count(len(report.candidates), 'candidate')} none may win: {found}."
+    if counts["undecided"]:
+        text += " More data to judge on would decide; --allow-undecided lets such rows win."
+    return text
 
 
 def _margin(winner: Winner) -> str:
@@ -131,6 +143,27 @@ def _break_even(report: Report, winner: Winner) -> str:
         f"Its build of {figures.seconds(row.build_s)} is repaid against {against} after "
         f"{row.break_even:,.0f} {unit}."
     )
+
+
+def _undecided(report: Report, winner: Winner) -> str:
+    """Of the undecided rows that were faster than the winner, the fastest."""
+    if not any(c.status is Status.UNDECIDED for c in report.candidates):
+        return ""
+    placed = standings(report)
+    rows = {row.result.id: row for row in placed.rows}
+    if winner.id not in rows:
+        return ""
+    waiting = [r for r in rows.values() if r.result.status is Status.UNDECIDED and not r.rank]
+    faster = [r for r in waiting if r.speed > rows[winner.id].speed]
+    if not faster:
+        return ""
+    first = max(faster, key=lambda r: r.speed)
+    ratio = figures.times(first.speed / rows[winner.id].speed)
+    text = f"{first.result.id} ran at {ratio} the winner's speed, but its accuracy is undecided"
+    guard = first.result.validation.guard if first.result.validation else None
+    if guard is None or not guard.more_items:
+        return f"{text}."
+    return f"{text}: {of_items(guard, guard.more_items)} would decide."
 
 
 def _variable(name: str) -> str:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
+from peregrine.model.graphs import REPAIRED
 from peregrine.report import figures
 from peregrine.report.standings import Row
 from peregrine.results import (
     CandidateResult,
     Comparison,
+    Conversion,
+    Guard,
     MachineRecord,
     ModelRecord,
     Report,
@@ -18,6 +22,7 @@ from peregrine.results import (
 from peregrine.select import CONCESSION
 from peregrine.types import Placement
 
+RANDOM = "Calibrated on random numbers, as asked for: says nothing about accuracy on real data"
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
@@ -52,9 +57,62 @@ def reason(result: CandidateResult) -> str:
         return result.disqualified
     if result.reason:
         return result.reason
+    guard = result.validation.guard if result.validation else None
+    if result.status is Status.UNDECIDED:
+        return _undecided(guard)
     if result.status is Status.OK:
         return "It ran and was judged right, but no speed was measured."
     return "No reason was recorded; see its log."
+
+
+def of_items(guard: Guard | None, number: int) -> str:
+    """`about 840 more images`."""
+    images = guard is not None and guard.measure == "top-1"
+    return f"about {number:,} more {'images' if images else 'items'}"
+
+
+def asides(result: CandidateResult) -> list[str]:
+    """What must be said beside a row's figures: that they rest on random numbers, that its
+    precision brings nothing here, what a repair did."""
+    said = []
+    if result.conversion is not None and result.conversion.random_calibration:
+        said.append(RANDOM)
+    if result.useless:
+        said.append(f"no use here: {result.useless}")
+    return [*said, *repaired(result)]
+
+
+def repaired(result: CandidateResult) -> list[str]:
+    """`repaired: 2 layers kept in fp32, 1.04 times the time of the unrepaired graph`, or why
+    not; empty where no repair was tried."""
+    repair = result.repair
+    if repair is None:
+        return []
+    kept = result.conversion.kept if result.conversion is not None else ()
+    if not result.graph.endswith(REPAIRED):
+        return [f"not repaired: {repair.outcome}"]
+    text = f"repaired: {figures.count(len(kept), 'layer')} kept in fp32" if kept else "repaired"
+    if repair.cost is not None:
+        text += f", {figures.times(repair.cost)} the time of the unrepaired graph"
+    return [text]
+
+
+def randomly_calibrated(report: Report) -> str:
+    """The sentence that every rendering shows loudly; empty where there is no cause."""
+    rows = [c.id for c in report.candidates if c.conversion and c.conversion.random_calibration]
+    return f"{RANDOM}: {', '.join(rows)}." if rows else ""
+
+
+def conversion_time(made: Conversion) -> str:
+    """`12.3 s`, `from the cache (12.3 s when it was made)`."""
+    took = figures.seconds(made.seconds)
+    return f"from the cache ({took} when it was made)" if made.cached else took
+
+
+def counts(operators: Mapping[str, int]) -> str:
+    """`Conv 49, Gemm 1`, the most first."""
+    ordered = sorted(operators.items(), key=lambda item: -item[1])
+    return ", ".join(f"{operator} {number:,}" for operator, number in ordered)
 
 
 def placement(placed: Placement | None) -> str:
@@ -114,6 +172,15 @@ def objective(report: Report, batch: int, boundary: str) -> str:
     if "boundary" not in report.objective:
         parts.append(f"{boundary} boundary")
     return ", ".join(part for part in parts if part)
+
+
+def _undecided(guard: Guard | None) -> str:
+    if guard is not None and guard.reason:
+        return guard.reason
+    text = "Undecided: the data cannot tell whether its accuracy is good enough"
+    if guard is None or not guard.more_items:
+        return f"{text}."
+    return f"{text}; {of_items(guard, guard.more_items)} would decide."
 
 
 def _short(provider: str) -> str:

@@ -10,9 +10,12 @@ from pathlib import Path
 
 from peregrine.report import words
 from peregrine.report.command import reproduce
-from peregrine.report.html import facts, latency, proof, scaling
+from peregrine.report.conversions import made_graphs
+from peregrine.report.html import conversions, facts, latency, proof, scaling
+from peregrine.report.html import ladder as precisions
 from peregrine.report.html.key import keys
 from peregrine.report.html.markup import Markup, Node, details, el, join
+from peregrine.report.ladder import ladder
 from peregrine.report.standings import standings
 from peregrine.report.store import write_text
 from peregrine.results import Report
@@ -57,14 +60,25 @@ def _body(report: Report) -> list[Node]:
     commands = {c.id: shlex.join(words_) for c in everyone if (words_ := reproduce(report, c.id))}
     at = words.objective(report, placed.batch, placed.boundary)
     sections: list[Node] = [facts.outcome(report, placed)]
+    if said := words.randomly_calibrated(report):
+        title = el("h2", "Random calibration")
+        sections.append(el("section", title, el("p", said), class_="alarm"))
     if report.warnings or not report.complete:
         sections.append(_warnings(report))
+    found = ladder(report, placed)
+    climbed = join(None)
+    if found is not None:
+        climbed = _section(
+            "Precision ladder", precisions.lead(found), precisions.plot(found, marks),
+            precisions.rungs(found, placed.goal, marks),
+        )  # fmt: skip
     if measured:
         sections += [
             _section(
                 "Ranking", f"By {at}.",
                 latency.ranking(placed, marks), facts.standings_table(report, placed, marks),
             ),
+            climbed,
             _section(
                 "Final", "Finalists took turns in interleaved rounds, so that noise that comes and "
                 "goes meets all of them. Each dot is a round with its 95% interval, the band is "
@@ -82,11 +96,17 @@ def _body(report: Report) -> list[Node]:
                 class_="pair",
             ),
         ]  # fmt: skip
+    if climbed and not measured:
+        sections.append(climbed)
     sections += [
         _section(
             "Validation", f"Outputs against {report.reference.workflow} on "
             f"{', '.join(report.reference.inputs) or 'its inputs'}.",
             proof.validation(everyone, marks), proof.labelled(everyone, marks),
+        ),
+        _section(
+            "Conversions", "How the graphs of lower precision were made from the model's own.",
+            conversions.graphs(made_graphs(report), marks), conversions.repairs(everyone, marks),
         ),
         _section("Placement", "Where the nodes really ran, as each runtime reported it.",
                  proof.placement(everyone, marks)),

@@ -42,6 +42,7 @@ def outcome(report: Report, placed: Standings) -> Markup:
         el("h1", title),
         el("p", found.why, class_="why"),
         el("p", found.margin, " ", found.break_even) if report.winner else None,
+        el("p", badge("undecided"), " ", found.undecided) if found.undecided else None,
         el("div", tiles, class_="tiles") if tiles else None,
         code,
         class_=f"verdict {kind}",
@@ -62,7 +63,7 @@ def standings_table(report: Report, placed: Standings, keys: Mapping[str, Key]) 
         won = report.winner is not None and c.id == report.winner.id
         state = "winner" if won else "tied" if row.tied else words.badge(c)
         body.append([
-            name(c.id, keys[c.id]),
+            join((name(c.id, keys[c.id]), asides(c))),
             el("td", badge(state)),
             figures.number(m.latency_ms.p50),
             figures.interval(*m.ci95_ms),
@@ -79,6 +80,14 @@ def standings_table(report: Report, placed: Standings, keys: Mapping[str, Key]) 
     note += ", finalists' by the final. " if note and finals(report) else ". " if note else ""
     note += "Latency is single stream; throughput is each row's best batch."
     return join((table(head, body, label="Ranking", numeric_from=2), el("p", note, class_="dim")))
+
+
+def asides(result: CandidateResult) -> list[Node]:
+    """What must be said beside a row's figures."""
+    return [
+        el("div", text, class_="random" if text == words.RANDOM else "aside")
+        for text in words.asides(result)
+    ]
 
 
 def costs(rows: list[CandidateResult], keys: Mapping[str, Key]) -> Markup:
@@ -153,6 +162,7 @@ def setting(report: Report) -> Markup:
         _facts("Race", {
             "objective": report.objective, "reference": report.reference.workflow,
             "judged on": ", ".join(report.reference.inputs),
+            "calibration and judging": report.reference.split,
             "reference top-1": "" if report.reference.top1 is None
             else figures.share(report.reference.top1),
             "command": report.command, "started": report.started, "finished": report.finished,

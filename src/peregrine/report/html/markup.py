@@ -61,7 +61,7 @@ def table(
     """A table in a box that scrolls by itself on a narrow screen. The first cell of a row heads it.
 
     Columns from `numeric_from` on are aligned to the right; a cell may be an element of its own
-    (`td`) where it must differ.
+    (`td`, or `th` in the head) where it must differ.
     """
     titles = list(head)
     body = []
@@ -76,7 +76,9 @@ def table(
             cells.append(el(tag, cell, class_=align, scope=side))
         body.append(el("tr", *cells))
     heads = [
-        el("th", title, scope="col", class_="num" if number >= numeric_from else None)
+        title
+        if isinstance(title, Markup) and title.startswith("<th")
+        else el("th", title, scope="col", class_="num" if number >= numeric_from else None)
         for number, title in enumerate(titles)
     ]
     kind = "sortable" if sortable else None
@@ -86,7 +88,7 @@ def table(
 
 def badge(state: str) -> Markup:
     """A status as a coloured word with a mark, so that colour is not all that tells."""
-    marks = {"ok": "✓", "winner": "★", "tied": "="}
+    marks = {"ok": "✓", "chosen": "✓", "winner": "★", "tied": "=", "undecided": "?"}
     return el(
         "span",
         marks.get(state, "✕" if state in {"invalid", "failed"} else "!"),

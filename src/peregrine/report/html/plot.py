@@ -137,6 +137,113 @@ def line_chart(series: Sequence[Series], x: Axis, y: Axis, *, label: str) -> Mar
     )  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One candidate in a scatter plot."""
+
+    key: str
+    name: str
+    colour: str
+    """A CSS variable's name."""
+    at: tuple[float, float]
+    interval: tuple[float, float]
+    """Of y; both ends y itself where there is none."""
+    kind: str
+    """ok, undecided (hollow) or failed (a cross)."""
+    tip: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A level line across a plot."""
+
+    at: float
+    words: str
+    """Empty for none."""
+    class_: str
+
+
+def scatter(
+    points: Sequence[Point], x: Axis, y: Axis, rules: Sequence[Rule] = (), *, label: str
+) -> Markup:
+    """A point a candidate with the interval of its y, its key beside it and a legend below."""
+    grid = [el("path", d=f"M0 {BOX - y.scale(v):.1f}H1000", class_="grid") for v in y.marks]
+    grid += [el("path", d=f"M{x.scale(v):.1f} 0V1000", class_="grid") for v in x.marks]
+    lines = [
+        el("path", d=f"M0 {BOX - y.scale(rule.at):.1f}H1000", class_=rule.class_) for rule in rules
+    ]
+    whiskers = []
+    for one in points:
+        at = x.scale(one.at[0])
+        low, high = (BOX - y.scale(end) for end in one.interval)
+        if low > high:
+            caps = "".join(f"M{at - 4:.1f} {end:.1f}h8" for end in (low, high))
+            whiskers.append(
+                el("path", d=f"M{at:.1f} {low:.1f}V{high:.1f}{caps}", class_="whisker series",
+                   data_key=one.key, style=f"--c:var({one.colour})")
+            )  # fmt: skip
+    places = _key_places([(x.scale(p.at[0]), y.scale(p.at[1])) for p in points])
+    plot = el(
+        "div",
+        svg(grid, lines, whiskers, label=label),
+        [_mark(y.label(v), "ytick", "bottom", y.scale(v)) for v in y.marks],
+        [_mark(x.label(v), "xtick", "left", x.scale(v)) for v in x.marks],
+        [
+            el("span", rule.words, class_=f"rule {rule.class_}",
+               style=f"bottom:{y.scale(rule.at) / 10:.2f}%")
+            for rule in rules if rule.words
+        ],
+        [_spot(p, x.scale(p.at[0]), y.scale(p.at[1])) for p in points],
+        [
+            el("span", p.key, class_="spotkey series", data_key=p.key,
+               style=f"left:{left / 10:.2f}%;bottom:{up / 10:.2f}%;--c:var({p.colour})")
+            for p, (left, up) in zip(points, places, strict=True)
+        ],
+        class_="plot",
+    )  # fmt: skip
+    items = [
+        el("li", el("span", class_=f"spot {p.kind}"), el("b", p.key), " ", p.name,
+           data_key=p.key, style=f"--c:var({p.colour})")
+        for p in points
+    ]  # fmt: skip
+    return el(
+        "figure", el("div", y.title, class_="ytitle"), plot, el("div", x.title, class_="xtitle"),
+        el("ul", items, class_="legend"), class_="chart scatter",
+    )  # fmt: skip
+
+
+def _spot(point: Point, left: float, up: float) -> Markup:
+    return el(
+        "span", class_=f"spot series {point.kind}", data_key=point.key, data_tip=point.tip,
+        title=point.tip,
+        style=f"left:{left / 10:.2f}%;bottom:{up / 10:.2f}%;--c:var({point.colour})",
+    )  # fmt: skip
+
+
+_KEY_BOX = (30.0, 52.0)
+"""About the size of a key in the plot's 0..1000 box, at the page's full width."""
+
+
+def _key_places(spots: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """A place for each point's key: beside it, or the nearest where it lies on nothing."""
+    wide, high = _KEY_BOX
+    taken = list(spots)
+    found = []
+    for left, up in spots:
+        near = [(left + wide * dx, up + high * dy) for dy, dx in _TRIES]
+        free = [
+            (a, b) for a, b in near
+            if all(abs(a - c) >= wide * 0.7 or abs(b - d) >= high * 0.8 for c, d in taken)
+        ]  # fmt: skip
+        found.append((free or near)[0])
+        taken.append(found[-1])
+    return found
+
+
+_TRIES = [(dy, dx) for dy in (0.0, 1.0, -1.0, 2.0, -2.0, 3.0) for dx in (0.75, -0.75, 0.0)]
+"""Where a key may stand, in keys up and to the right of its point, the nearest first."""
+
+
 def _mark(text: str, class_: str, side: str, at: float) -> Markup:
     return el("span", text, class_=class_, style=f"{side}:{at / 10:.2f}%")
 

@@ -152,6 +152,8 @@ def out_of_the_race(placed: Standings) -> Markup:
         el("article",
            el("header", el("span", breakable(c.id), class_="name"), badge(words.badge(c))),
            el("p", words.reason(c)),
+           [el("p", text, class_="random" if text == words.RANDOM else None)
+            for text in words.asides(c)],
            el("p", el("b", "Fix: "), c.fix) if c.fix else None,
            el("p", "Log: ", el("code", c.log), class_="dim") if c.log else None,
            class_="card")
