@@ -3,9 +3,10 @@
 What the types of a node may be is read from the operator's own ONNX schema, so that there is no
 list of operators to keep: an input is narrowed where the schema allows the type there, and an
 output follows the inputs that share its type variable. Whatever that leaves in float32 stands
-between Casts. Three kinds of node stay in float32 that could be narrowed: those the caller keeps,
-control flow with all inside it, and what follows from shapes alone, since sizes and positions
-beyond 2048 (fp16) or 256 (bf16) would not be exact.
+between Casts. Two kinds of node stay in float32 that could be narrowed: those the caller keeps,
+and what follows from shapes alone, since sizes and positions beyond 2048 (fp16) or 256 (bf16)
+would not be exact. The bodies of control flow are graphs like any other: what goes in and comes
+out of one is float32.
 
 `onnxruntime.transformers.float16` is not used: it moves small weights up to 6e-8 and large ones
 down to 65504, which hides what fp16 loses; it rounds a weight that a kept layer shares with
@@ -80,8 +81,8 @@ class Plan:
         """Node that computes in `dtype` -> places of the inputs that it reads in it."""
         self.written: dict[ir.Value, None] = {}
         """Outputs of these nodes that are in `dtype`, in the graph's order."""
-        for node in graph:
-            if node.name in keep or node in self.from_shapes or has_subgraph(node):
+        for node in all_nodes(graph):
+            if node.name in keep or node in self.from_shapes:
                 continue
             reads, writes = _narrowed(node, dtype, opset)
             if reads:
@@ -113,8 +114,8 @@ class Lowering:
         self._plan, self._graph, self._dtype, self._emulate = plan, plan.graph, plan.dtype, emulate
         self._narrow: dict[ir.Value, ir.Value] = {}
         self._wide: dict[ir.Value, ir.Value] = {}
-        self._first = self._graph[0]
-        self._taken = {value.name for value in self._graph.inputs}
+        self._graphs = dict.fromkeys((self._graph, *self._graph.subgraphs()))
+        self._taken = {value.name for graph in self._graphs for value in graph.inputs}
         for node in all_nodes(self._graph):
             self._taken |= {value.name for value in (*node.inputs, *node.outputs) if value}
             self._taken.add(node.name)
@@ -137,9 +138,10 @@ class Lowering:
                 value.dtype = self._dtype
                 if value.is_graph_output():
                     self._take_place(value, self._widened(value))
-        for name, value in list(self._graph.initializers.items()):
-            if not value.uses() and not value.is_graph_output():
-                del self._graph.initializers[name]
+        for graph in self._graphs:
+            for name, value in list(graph.initializers.items()):
+                if not value.uses() and not value.is_graph_output():
+                    del graph.initializers[name]
 
     def _narrowed(self, value: ir.Value) -> ir.Value:
         if value in self._plan.written:
@@ -168,13 +170,14 @@ class Lowering:
         self._take_place(value, rounded)
 
     def _take_place(self, value: ir.Value, other: ir.Value) -> None:
-        """Give `other` the name of `value`, and its places among the graph's outputs."""
+        """Give `other` the name of `value`, and its places among the outputs of graphs."""
         name = value.name
         value.name = self._fresh(f"{name}_{self._dtype.short_name()}_raw")
         other.name = name
-        for place, output in enumerate(self._graph.outputs):
-            if output is value:
-                self._graph.outputs[place] = other
+        for graph in self._graphs:
+            for place, output in enumerate(graph.outputs):
+                if output is value:
+                    graph.outputs[place] = other
 
     def _initializer(self, value: ir.Value) -> ir.Value:
         assert value.const_value is not None
@@ -195,11 +198,12 @@ class Lowering:
         node = ir.node(
             "Cast", [value], {"to": int(to)}, outputs=[out], name=self._fresh(f"Cast_{name}")
         )
-        producer = value.producer()
+        producer, graph = value.producer(), value.graph
+        assert isinstance(graph, ir.Graph)
         if producer is None:  # an input of the graph
-            self._graph.insert_before(self._first, node)
+            graph.insert_before(graph[0], node)
         else:
-            self._graph.insert_after(producer, node)
+            graph.insert_after(producer, node)
         return out
 
     def _fresh(self, name: str) -> str:
@@ -214,14 +218,6 @@ class Lowering:
 def all_nodes(graph: ir.Graph) -> Iterator[ir.Node]:
     """Of the graph and of everything inside its control flow."""
     yield from ir.traversal.RecursiveGraphIterator(graph)
-
-
-def has_subgraph(node: ir.Node) -> bool:
-    """Whether it is control flow."""
-    return any(
-        attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
-        for attribute in node.attributes.values()
-    )
 
 
 def schema_of(node: ir.Node, opset: int) -> onnx.defs.OpSchema | None:
@@ -272,8 +268,8 @@ def _from_shapes(graph: ir.Graph) -> set[ir.Node]:
     """Nodes whose every input is a constant or follows from the shape of a tensor."""
     constant: set[ir.Node] = set()
     found: set[ir.Node] = set()
-    for node in graph:
-        if has_subgraph(node):
+    for node in all_nodes(graph):
+        if _has_body(node):
             continue
         if node.op_type in _SHAPE_OPS:
             found.add(node)
@@ -288,6 +284,12 @@ def _from_shapes(graph: ir.Graph) -> set[ir.Node]:
         elif sources <= constant | found:
             found.add(node)
     return found
+
+
+def _has_body(node: ir.Node) -> bool:
+    """Whether it is control flow."""
+    bodies = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+    return any(attribute.type in bodies for attribute in node.attributes.values())
 
 
 def _is_weight(value: ir.Value | None) -> bool:

@@ -25,8 +25,8 @@ _BF16_IR = 10
 
 def make_typed(job: Job) -> Made:
     """Write the graph with float16 or bfloat16 inside. Inputs and outputs stay as the user has
-    them; `job.keep`, control flow, arithmetic on shapes and operators without the type stay
-    float32, between Casts.
+    them; `job.keep`, arithmetic on shapes and operators without the type stay float32, between
+    Casts.
 
     Raises:
         Unsupported: nothing in the graph can be narrowed, or bfloat16 needs an opset that the
@@ -57,7 +57,7 @@ def make_typed(job: Job) -> Made:
         by=f"onnx {onnx.__version__}, onnx_ir {ir.__version__}",
         converted=dict(converted),
         left=dict(left),
-        notes=(*raised, *_notes(job.graph, plan, lowering.loss)),
+        notes=(*raised, *_notes(job.graph, lowering.loss)),
     )
 
 
@@ -140,9 +140,7 @@ def _with_types(prepared: onnx.ModelProto, graph: Graph) -> tuple[onnx.ModelProt
     )
 
 
-def _notes(graph: Graph, plan: Plan, loss: Loss) -> list[str]:
-    from peregrine.conversion.lowering import all_nodes, has_subgraph
-
+def _notes(graph: Graph, loss: Loss) -> list[str]:
     notes = []
     for lost, what in (
         (loss.vanished, "too small and became 0"),
@@ -154,8 +152,4 @@ def _notes(graph: Graph, plan: Plan, loss: Loss) -> list[str]:
                 f"{lost.total()} of {loss.weights} weights are {what} in {graph}, "
                 f"{count} of them in {name}."
             )
-    control = Counter(node.op_type for node in plan.graph if has_subgraph(node))
-    if control:
-        inside = sum(1 for _ in all_nodes(plan.graph)) - len(plan.graph)
-        notes.append(f"{', '.join(control)} and the {inside} nodes inside stay in fp32.")
     return notes
