@@ -106,6 +106,13 @@ def test_a_row_that_was_not_timed_has_no_ratio(climbed: Report) -> None:
     assert failed not in [r for r, _ in drawable(climb(climbed))]
 
 
+def test_a_plot_of_fp32_alone_is_none(report: Report) -> None:
+    assert len([r for r in climb(report).rungs if r.row]) > 2
+    assert drawable(climb(report)) == []  # its only fp16 row failed
+    assert 'class="chart scatter"' not in page(report)
+    assert "Precision ladder" in page(report)
+
+
 def test_a_workflow_without_valid_fp32_has_none_to_compare_with(climbed: Report) -> None:
     report = changed(climbed, "pytorch[eager] fp32", status=Status.INVALID)
     assert rung(report, "pytorch[eager] bf16").over_own is None
@@ -204,6 +211,8 @@ def test_the_page_says_it_all(climbed: Report) -> None:
         "no use here: it takes 1.06", "repaired: 2 layers kept in fp32", "not repaired: with 12",
         "Conversions", "percentile", "6.1e-02", "/conv_head/Conv", "Repairs", "1 step", "2 steps",
         "48.0 s of at most 2 min", "40 photos calibrate", "read by",
+        "in fp32 alone", "Accuracy guard", "Interval: paired score interval (Tango 1998)",
+        "Judged on real inputs alone",
     ):  # fmt: skip
         assert flat(part) in text, part
 

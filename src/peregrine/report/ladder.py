@@ -175,14 +175,16 @@ def _step(precision: Precision, graph: str) -> tuple[int, str, bool]:
 
 def drawable(found: Ladder) -> list[tuple[Rung, float]]:
     """The rungs that a plot can show, with their speed-up over `measured_against`: those that
-    were measured at the same batch and, where any row has a guard, judged by it."""
+    were measured at the same batch and, where any row has a guard, judged by it. None where
+    fp32 alone would be left."""
     shown = []
     for rung in found.rungs:
         gain = rung.over_default if found.default else rung.over_best
         validation = rung.result.validation
         if gain is not None and validation and (validation.guard or not found.guarded):
             shown.append((rung, gain))
-    return shown if len(shown) > 1 else []
+    lower = any(rung.result.precision is not Precision.FP32 for rung, _ in shown)
+    return shown if lower and len(shown) > 1 else []
 
 
 def accuracy(guard: Guard | None, *, brief: bool = False) -> str:

@@ -102,7 +102,8 @@ def _body(report: Report) -> list[Node]:
         _section(
             "Validation", f"Outputs against {report.reference.workflow} on "
             f"{', '.join(report.reference.inputs) or 'its inputs'}.",
-            proof.validation(everyone, marks), proof.labelled(everyone, marks),
+            proof.validation(everyone, marks), proof.guards(everyone, marks),
+            proof.labelled(everyone, marks),
         ),
         _section(
             "Conversions", "How the graphs of lower precision were made from the model's own.",

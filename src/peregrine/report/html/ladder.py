@@ -118,17 +118,19 @@ def rungs(found: Ladder, goal: str, keys: Mapping[str, Key]) -> Markup:
     """A line a precision, workflow by workflow, with what must be said of it below."""
     shown = columns(found, found.rungs, goal)
     wide = 1 + len(shown)
+    place = {rung.result.id: number for number, rung in enumerate(found.rungs)}
     body: list[list[Node]] = []
-    number = 0
+    plain_ = [workflow for workflow in found.workflows if not workflow.lowered]
     for workflow in found.workflows:
-        title = el("div", breakable(workflow.name), class_="name")
-        body.append([el("th", title, scope="rowgroup", colspan=wide, class_="workflow")])
-        for rung in workflow.rungs:
-            said = _said(rung)
-            body.append(_figures(rung, shown, number, keys, "open" if said else ""))
-            if said:
-                body.append([el("td", said, colspan=wide, class_="under")])
-            number += 1
+        if workflow.lowered:
+            body.append(_heading(workflow.name, wide))
+            for rung in workflow.rungs:
+                body += _lines(rung, rung.name, shown, place[rung.result.id], keys)
+    if plain_:  # what the others are compared with, in short
+        body.append(_heading("in fp32 alone", wide))
+        for workflow in plain_:
+            for rung in workflow.rungs:
+                body += _lines(rung, workflow.name, shown, place[rung.result.id], keys)
     words_ = {"precision", *(column.title for column in shown if column.left)}
     titles = ["precision", *(column.title for column in shown)]
     head = [
@@ -147,8 +149,25 @@ def rungs(found: Ladder, goal: str, keys: Mapping[str, Key]) -> Markup:
     )
 
 
+def _heading(title: str, wide: int) -> list[Node]:
+    inner = el("div", breakable(title), class_="name")
+    return [el("th", inner, scope="rowgroup", colspan=wide, class_="workflow")]
+
+
+def _lines(
+    rung: Rung, label: str, shown: Sequence[Column], number: int, keys: Mapping[str, Key]
+) -> list[list[Node]]:
+    """A rung's figures, and below them what must be said of it."""
+    said = _said(rung)
+    lines = [_figures(rung, label, shown, number, keys, "open" if said else "")]
+    if said:
+        lines.append([el("td", said, colspan=1 + len(shown), class_="under")])
+    return lines
+
+
 def _figures(
     rung: Rung,
+    label: str,
     shown: Sequence[Column],
     number: int,
     keys: Mapping[str, Key],
@@ -160,7 +179,7 @@ def _figures(
     hue = f"--c:var({precision_colour(result.precision)})"
     mark = el("span", key.mark if key else figures.MISSING, class_="mark")
     cells: list[Node] = [
-        el("td", mark, " ", el("b", rung.name), class_=f"rung {kind}".strip(), style=hue)
+        el("td", mark, " ", el("b", breakable(label)), class_=f"rung {kind}".strip(), style=hue)
     ]
     for column in shown:
         if column.title == "verdict":

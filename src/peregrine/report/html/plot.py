@@ -254,7 +254,7 @@ def _colour(series: Series) -> str:
 
 def _end_keys(series: Sequence[Series], scale: Scale) -> list[Markup]:
     """Each line's key at its right end, pushed apart where they would lie on each other."""
-    gap = 52.0
+    gap = min(52.0, BOX / max(1, len(series)))
     ends = [(scale(one.points[-1][1]), one) for one in series if one.points]
     placed: list[tuple[float, Series]] = []
     floor = -math.inf

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from peregrine.report import figures, words
+from peregrine.report import figures, ladder, words
 from peregrine.report.html.key import Key, colour, name
 from peregrine.report.html.markup import (
     Markup,
@@ -44,6 +44,10 @@ def validation(rows: list[CandidateResult], keys: Mapping[str, Key]) -> Markup:
     head = ("candidate", "output", "", "scaled error", "cosine", "max |error|", "unequal 1e-4",
             "unequal 1e-3", "NaN", "Inf", "top-1 agrees")  # fmt: skip
     limits = _limits(rows)
+    real = [c.id for c in rows if c.validation and c.validation.real_only]
+    if real:
+        note = "Judged on real inputs alone, for which they are calibrated, and not on noise: "
+        limits = join((limits, el("p", note, ", ".join(real), ".", class_="dim small")))
     return join(
         (
             table(head, body, label="Validation of every output", numeric_from=3, sortable=False),
@@ -98,6 +102,28 @@ def labelled(rows: list[CandidateResult], keys: Mapping[str, Key]) -> Markup:
     ]  # fmt: skip
     head = ("candidate", "images", "reference top-1", "candidate top-1", "class changed")
     return join((el("h3", "Labelled images"), table(head, body, label="Labelled images")))
+
+
+def guards(rows: list[CandidateResult], keys: Mapping[str, Key]) -> Markup:
+    """The accuracy guard: candidate and reference on the same items, and how sure that is."""
+    judged = [(c, c.validation.guard) for c in rows if c.validation and c.validation.guard]
+    if not judged:
+        return join(None)
+    body: list[list[Node]] = [
+        [name(c.id, keys.get(c.id)), el("td", badge(str(found.verdict))), found.measure,
+         f"{found.items:,}", ladder.accuracy(found), ladder.drop(found),
+         "" if found.max_drop is None else figures.points(found.max_drop),
+         f"{found.worse:,}", f"{found.better:,}",
+         figures.MISSING if found.p_value is None else f"{found.p_value:.2g}"]
+        for c, found in judged
+    ]  # fmt: skip
+    head = ("candidate", "", "measure", "items", "reference \N{RIGHTWARDS ARROW} row",
+            "drop (95%)", "allowed", "worse", "better", "McNemar p")  # fmt: skip
+    methods = "; ".join(sorted({found.method for _, found in judged if found.method}))
+    note = "worse, better: items that the reference alone, or the row alone, has right."
+    note += f" Interval: {methods}." if methods else ""
+    shown = table(head, body, label="Accuracy guard", numeric_from=3)
+    return join((el("h3", "Accuracy guard"), shown, el("p", note, class_="dim small")))
 
 
 def _changed(found: LabelledAccuracy) -> Node:
