@@ -46,6 +46,7 @@ def prepare(model: Model) -> onnx.ModelProto:
     folded = _fold(model, proto)
     _drop_unused_domains(folded)
     _drop_shapes_of_constants(folded)
+    _flatten_biases(folded)
     name_nodes(folded)
     return _infer(folded)
 
@@ -128,6 +129,21 @@ def _drop_unused_domains(proto: onnx.ModelProto) -> None:
     kept = [o for o in proto.opset_import if o.domain in used | standard]
     del proto.opset_import[:]
     proto.opset_import.extend(kept)
+
+
+def _flatten_biases(proto: onnx.ModelProto) -> None:
+    """[1, N] to [N] for a Gemm's bias, which is the same by broadcasting: onnxruntime's quantiser
+    takes element i for that of channel i."""
+    readers: dict[str, set[tuple[str, int]]] = {}
+    for graph in graphs(proto.graph):
+        for node in graph.node:
+            for position, name in enumerate(node.input):
+                readers.setdefault(name, set()).add((node.op_type, position))
+    returned = {value.name for value in proto.graph.output}
+    for tensor in proto.graph.initializer:
+        alone = readers.get(tensor.name) == {("Gemm", 2)} and tensor.name not in returned
+        if alone and len(tensor.dims) == 2 and tensor.dims[0] == 1:
+            del tensor.dims[0]
 
 
 def _drop_shapes_of_constants(proto: onnx.ModelProto) -> None:
