@@ -7,8 +7,18 @@ from hypothesis.extra import numpy as hnp
 
 from peregrine.discrepancy import measure
 from peregrine.errors import OptionError, ReferenceFailed
+from peregrine.guard import guard_scores, guard_top1
+from peregrine.results import Verdict
+from peregrine.thresholds import GUARDED
 from peregrine.types import Precision, TensorSpec
-from peregrine.validate import DEFAULTS, Thresholds, check_reference, compare, judge_labels
+from peregrine.validate import (
+    DEFAULTS,
+    Thresholds,
+    check_reference,
+    compare,
+    guard_labels,
+    judge_labels,
+)
 
 finite = st.floats(-1e6, 1e6, width=32)
 float_arrays = hnp.arrays(
@@ -278,7 +288,7 @@ class TestThresholds:
         assert not judge(exact, coarse, Precision.FP32).passed
 
     def test_the_defaults_do_not_contradict_themselves(self):
-        for limits in DEFAULTS.values():
+        for limits in (*DEFAULTS.values(), *GUARDED.values()):
             assert limits.cosine <= np.sqrt(1 - limits.scaled_error**2)
 
     def test_fields_can_be_set_one_by_one(self):
@@ -302,6 +312,123 @@ class TestThresholds:
     def test_nonsense_is_refused(self, overrides, words):
         with pytest.raises(OptionError, match=words):
             Thresholds.of(Precision.FP16, overrides)
+
+
+class TestWhatDecides:
+    """Quantised arithmetic that keeps its top-1 may be far off; without labels it may not."""
+
+    reference = logits(64, 100)
+    off = disturbed(reference, 0.45)
+    labels = reference.argmax(1)
+
+    def test_labels_are_the_sharper_test_of_int8(self):
+        right = guard_top1(self.labels, self.labels, self.labels, max_drop=10, top1_loss=0)
+        for precision in (Precision.INT8, Precision.FP8):
+            assert not judge(self.reference, self.off, precision).passed
+            assert judge(self.reference, self.off, precision, guard=right).passed
+            wild = disturbed(self.reference, 0.8)
+            assert not judge(self.reference, wild, precision, guard=right).passed
+        for precision in (Precision.FP16, Precision.BF16):
+            assert not judge(self.reference, self.off, precision, guard=right).passed
+
+    def test_a_metric_is_only_where_a_limit_makes_it_decide(self):
+        scores = np.linspace(0.5, 0.9, 200)
+        for max_drop, passes in ((None, False), (0.1, True)):
+            guard = guard_scores("m:f", scores, scores, max_drop=max_drop, seed=0)
+            assert guard.verdict is Verdict.OK
+            assert judge(self.reference, self.off, Precision.INT8, guard=guard).passed is passes
+
+    def test_a_threshold_of_the_users_own_is_kept(self):
+        right = guard_top1(self.labels, self.labels, self.labels, max_drop=10, top1_loss=0)
+        own = {"scaled_error": 0.4}
+        assert not judge(
+            self.reference, self.off, Precision.INT8, guard=right, thresholds=own
+        ).passed
+
+    def test_classes_must_agree_though_labels_are_right(self):
+        right = guard_top1(self.labels, self.labels, self.labels, max_drop=10, top1_loss=0)
+        other = self.reference.copy()
+        rows = np.arange(20)
+        second = np.argsort(other, axis=1)[:20, -2]
+        best = self.labels[:20]
+        other[rows, best], other[rows, second] = other[rows, second], other[rows, best]
+        found = judge(self.reference, other, Precision.INT8, guard=right, classifier=True)
+        assert not found.passed
+        assert "another class" in found.reason
+
+    def test_every_output_counts_without_labels(self):
+        boxes, scores = logits(seed=1), logits(seed=2)
+        found = compare(
+            [{"boxes": boxes, "scores": scores}],
+            [{"boxes": boxes, "scores": disturbed(scores, 0.5)}],
+            outputs=[spec(boxes, "boxes"), spec(scores, "scores")],
+            precision=Precision.INT8,
+            classifier=False,
+        )
+        assert [o.passed for o in found.outputs] == [True, False]
+        assert found.outputs[1].scaled_error == pytest.approx(0.5, rel=1e-3)
+
+    def test_a_stack_of_photos_is_one_input(self):
+        worst = self.reference.copy()
+        worst[0] = disturbed(worst[0], 0.9)
+        assert judge(self.reference, worst, Precision.INT8).passed
+        one_by_one = judge(list(self.reference), list(worst), Precision.INT8)
+        assert not one_by_one.passed
+
+
+class TestNothing:
+    """An output that carries nothing never passes, even where the thresholds forbid nothing."""
+
+    anything = {"scaled_error": 1e9, "cosine": -1.0}  # noqa: RUF012
+
+    @given(
+        st.floats(-300, 30),
+        st.integers(0, 99),
+        st.sampled_from(list(Precision)),
+        st.sampled_from([0.0, 1e-3]),
+    )
+    def test_zeros_fail_however_small_the_reference(self, exponent, seed, precision, left):
+        reference = logits(4, 6, seed).astype(np.float64) * 10.0**exponent
+        found = judge(reference, reference * left, precision, thresholds=self.anything)
+        assert not found.passed
+        assert "nearly zero" in found.reason
+        assert judge(reference, reference * 0.5, precision, thresholds=self.anything).passed
+
+    @pytest.mark.parametrize("precision", list(Precision))
+    @pytest.mark.parametrize("scale", [0.05, 1e-2])
+    def test_a_constant_fails_though_it_is_near(self, precision, scale):
+        reference = (0.5 + scale * logits(20, 1)).astype(np.float32)
+        candidate = np.full_like(reference, reference.mean())
+        found = judge(reference, candidate, precision, thresholds=self.anything)
+        assert not found.passed
+        assert "nearly constant" in found.reason
+
+    def test_rows_that_are_all_the_same_fail_though_they_are_near(self):
+        common = 10 * logits(1, 50)
+        reference = common + 0.5 * logits(8, 50, seed=5)
+        candidate = np.repeat(reference.mean(0, keepdims=True), 8, axis=0)
+        assert measure(reference, candidate).scaled_error < DEFAULTS[Precision.INT8].scaled_error
+        found = judge(reference, candidate, Precision.INT8)
+        assert not found.passed
+        assert "does not depend on the input" in found.reason
+
+    def test_what_the_precision_cannot_resolve_may_be_constant(self):
+        reference = np.float32(1 - np.array([1e-5, 2e-5, 3e-5, 0]))
+        rounded = reference.astype(np.float16).astype(np.float32)
+        assert np.ptp(rounded) == 0
+        assert judge(reference, rounded, Precision.FP16).passed
+        assert judge(np.full(4, 0.3), np.full(4, 0.3)).passed
+
+    def test_a_mask_is_no_reason_to_fail(self):
+        reference = np.array([[1.0, 2.0, -np.inf], [3.0, -np.inf, -np.inf]], np.float32)
+        assert judge(reference, reference.copy(), thresholds=self.anything).passed
+
+    @pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, np.float16])
+    def test_short_floats_are_judged_too(self, dtype):
+        reference = logits().astype(dtype)
+        assert judge(reference, reference.copy(), Precision.BF16).passed
+        found = judge(reference, np.zeros_like(reference), Precision.BF16)
+        assert "nearly zero" in found.reason
 
 
 class TestTop1:
@@ -394,6 +521,65 @@ class TestCauses:
         assert found.reason.startswith("Output 'y'")
         assert found.reason.endswith(".")
 
+    @pytest.mark.parametrize(
+        ("factor", "change", "precision", "words"),
+        [
+            (
+                4e-10,
+                lambda y: y * 0,
+                Precision.FP16,
+                "all zeros, likely underflow: fp16 has nothing smaller than 6e-8, the reference's "
+                "largest value is 3e-9.",
+            ),
+            (
+                1,
+                lambda y: y * 0,
+                Precision.FP16,
+                "underflow: fp16 has nothing smaller than 6e-8, so it happened inside: the "
+                "reference's largest value is 7.5.",
+            ),
+            (1, lambda y: y * 0, Precision.INT8, "ranges that are far too wide"),
+            (1, lambda y: y * 1e-3, Precision.FP32, "constant factor of 0.001"),
+            (
+                2e4,
+                lambda y: np.where(np.abs(y) > 65504, np.inf, y),
+                Precision.FP16,
+                "overflow: fp16 ends at 65504, the reference's largest value is 1.5e+05",
+            ),
+            (
+                1,
+                lambda y: y * np.inf,
+                Precision.FP8,
+                "overflow: fp8 (E4M3) ends at 448, so it happened inside",
+            ),
+            (
+                2e4,
+                lambda y: np.clip(y, -65504, 65504),
+                Precision.FP16,
+                "saturated: fp16 ends at 65504, the reference's largest value is 1.5e+05",
+            ),
+            (
+                2e-8,
+                lambda y: y.astype(np.float16) * (np.abs(y) > 6e-8),
+                Precision.FP16,
+                "values became zero, likely underflow",
+            ),
+            (
+                1,
+                lambda y: y * 0 + 448,
+                Precision.FP8,
+                "every element is 448, where fp8 (E4M3) ends: saturated",
+            ),
+        ],
+    )
+    def test_underflow_and_overflow_are_named_with_numbers(self, factor, change, precision, words):
+        reference = (logits(8, 40) * factor).astype(np.float32)
+        with np.errstate(invalid="ignore"):
+            candidate = change(reference).astype(np.float32)
+        found = judge(reference, candidate, precision)
+        assert not found.passed
+        assert words in found.reason, found.reason
+
     def test_swapped_outputs_and_stale_results_are_named(self):
         a, b = logits(seed=1), logits(seed=2)
         both = [spec(a, "a"), spec(b, "b")]
@@ -446,6 +632,30 @@ class TestLabels:
         scores = np.eye(4, dtype=np.float32)
         labelled = judge_labels(list("abcd"), [1, 1, 2, 3], scores, scores[[1, 1, 2, 3]])
         assert judge(scores, scores.copy(), labelled=labelled).passed
+
+    def test_a_failed_guard_fails_and_an_undecided_one_is_kept(self):
+        scores = np.eye(10, dtype=np.float32)[np.arange(120) % 10]
+        labels = np.arange(120) % 10
+        for wrong, max_drop, verdict in (
+            (60, 5.0, Verdict.FAILED),
+            (1, 0.5, Verdict.UNDECIDED),
+            (1, 10.0, Verdict.OK),
+        ):
+            answers = labels.copy()
+            answers[:wrong] = (answers[:wrong] + 1) % 10
+            guard = guard_top1(labels, labels, answers, max_drop=max_drop, top1_loss=0.0)
+            found = judge(scores, scores.copy(), Precision.INT8, guard=guard, real_only=True)
+            assert guard.verdict is verdict
+            assert found.passed is (verdict is not Verdict.FAILED)
+            assert (found.guard, found.real_only) == (guard, True)
+            assert found.reason == ("" if found.passed else guard.reason)
+
+    def test_the_guard_of_labels_holds_reduced_precision_to_the_limit_alone(self):
+        scores = np.eye(10, dtype=np.float32)
+        labelled = judge_labels([str(n) for n in range(10)], range(10), scores, scores)
+        assert guard_labels(labelled, Precision.INT8, max_drop=0.5).verdict is Verdict.UNDECIDED
+        assert guard_labels(labelled, Precision.FP32, max_drop=0.5).verdict is Verdict.OK
+        assert guard_labels(labelled, Precision.INT8).verdict is Verdict.OK
 
     def test_every_image_needs_a_label(self):
         with pytest.raises(ValueError, match="every image"):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from peregrine.discrepancy import as_float64, comparable, is_exact, measure
+from peregrine.discrepancy import as_float64, comparable, extent, is_exact, measure
 from peregrine.types import Array, Precision
 
 _MOST_ROWS = 512
@@ -22,8 +22,14 @@ _CLEARLY = 10
 _MISPLACED = 0.05
 """The least scaled error of an output whose elements are in another order."""
 
-_LARGEST = {Precision.FP16: "65504", Precision.FP8: "448 (E4M3)"}
-_SMALLEST = {Precision.FP16: "6e-8", Precision.FP8: "2e-3 (E4M3)"}
+_DEAD = 0.01
+"""Less than this share of what the reference has is nothing."""
+_MANY = 0.5
+"""The share of elements whose loss is worth naming."""
+
+_LARGEST = {Precision.FP16: 65504.0, Precision.FP8: 448.0}
+_SMALLEST = {Precision.FP16: 6e-8, Precision.BF16: 9e-41, Precision.FP8: 2e-3}
+_NAMES = {Precision.FP8: "fp8 (E4M3)"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +73,20 @@ def likely_cause(case: Evidence) -> str:
 
     The output must be there, in the reference's shape.
     """
-    for test in (_not_finite, _zeros, _mixed_up, _rows, _constant, _factor, _offset, _order):
+    tests = (
+        _not_finite,
+        _zeros,
+        _mixed_up,
+        _rows,
+        _flushed,
+        _saturated,
+        _factor,
+        _nearly_zeros,
+        _constant,
+        _offset,
+        _order,
+    )
+    for test in tests:
         if cause := test(case):
             return cause
     return _precision(case)
@@ -81,20 +100,55 @@ def _not_finite(case: Evidence) -> str:
         return "a mask was lost: values where the reference has -inf"
     if not found.nan and not found.inf:
         return ""
-    if case.precision in _LARGEST:
-        return f"likely overflow: {case.precision} ends at {_LARGEST[case.precision]}"
-    return "likely an overflow or an invalid operation inside, such as a division by zero"
+    if case.precision not in _LARGEST:
+        return "likely an overflow or an invalid operation inside, such as a division by zero"
+    ends, largest = _LARGEST[case.precision], extent(case.expected).largest
+    where = "the" if largest > ends else "so it happened inside: the"
+    return (
+        f"likely overflow: {_name(case.precision)} ends at {ends:g}, "
+        f"{where} reference's largest value is {largest:.2g}"
+    )
 
 
 def _zeros(case: Evidence) -> str:
     if case.got.any():
         return ""
+    return _vanished(case, "all zeros") or "all zeros, as if the output had never been written"
+
+
+def _nearly_zeros(case: Evidence) -> str:
+    largest, left = extent(case.expected).largest, extent(case.got).largest
+    if left >= _DEAD * largest:
+        return ""
+    words = f"nearly zeros (at most {left:.2g})"
+    return _vanished(case, words) or f"{words}, the reference's largest value is {largest:.2g}"
+
+
+def _vanished(case: Evidence, words: str) -> str:
+    """Why values became zero, where the precision can make them so."""
     if case.precision in _SMALLEST:
+        return f"{words}, likely {_underflow(case)}"
+    if case.precision is Precision.INT8:
         return (
-            f"all zeros, likely underflow: {case.precision} has nothing smaller than "
-            f"{_SMALLEST[case.precision]}"
+            f"{words}, likely from ranges that are far too wide: int8 has 255 steps, and what is "
+            "under half of one is 0; the reference's largest value is "
+            f"{extent(case.expected).largest:.2g}"
         )
-    return "all zeros, as if the output had never been written"
+    return ""
+
+
+def _underflow(case: Evidence) -> str:
+    """`underflow: ...` with the numbers that make it so."""
+    smallest, largest = _SMALLEST[case.precision], extent(case.expected).largest
+    where = "the" if largest < smallest else "so it happened inside: the"
+    return (
+        f"underflow: {_name(case.precision)} has nothing smaller than {smallest:.0e}, "
+        f"{where} reference's largest value is {largest:.2g}"
+    ).replace("e-0", "e-")
+
+
+def _name(precision: Precision) -> str:
+    return _NAMES.get(precision, str(precision))
 
 
 def _mixed_up(case: Evidence) -> str:
@@ -141,10 +195,40 @@ def _rows(case: Evidence) -> str:
 
 
 def _constant(case: Evidence) -> str:
-    got, expected = case.got.ravel(), case.expected.ravel()
-    if len(got) > 1 and (got == got[0]).all() and not (expected == expected[0]).all():
-        return f"every element is {got[0]}: saturated, or never computed"
+    expected, got = extent(case.expected), extent(case.got)
+    if expected.span and got.span <= _DEAD * expected.span:
+        about = "" if got.span == 0 else "about "
+        ends = _LARGEST.get(case.precision)
+        at_end = f", where {_name(case.precision)} ends" if got.largest == ends else ""
+        return (
+            f"every element is {about}{got.high:.6g}{at_end}: saturated, or never computed (the "
+            f"reference's go from {expected.low:.3g} to {expected.high:.3g})"
+        )
+    if expected.over_rows and got.over_rows <= _DEAD * expected.over_rows:
+        return "every row is the same: the output does not depend on the input"
     return ""
+
+
+def _flushed(case: Evidence) -> str:
+    """Many values are zero that should not be, in a precision that ends early."""
+    if case.precision not in _SMALLEST or is_exact(case.expected.dtype):
+        return ""
+    lost, of = int(((case.got == 0) & (case.expected != 0)).sum()), int((case.expected != 0).sum())
+    if not of or lost < _MANY * of:
+        return ""
+    return f"{lost} of {of} values became zero, likely {_underflow(case)}"
+
+
+def _saturated(case: Evidence) -> str:
+    """Values stand at the end of the precision's range where the reference goes beyond it."""
+    ends = _LARGEST.get(case.precision)
+    largest = extent(case.expected).largest
+    if ends is None or largest <= ends or extent(case.got).largest != ends:
+        return ""
+    return (
+        f"saturated: {_name(case.precision)} ends at {ends:g}, "
+        f"the reference's largest value is {largest:.2g}"
+    )
 
 
 _FORGOTTEN_SCALE = 0.005

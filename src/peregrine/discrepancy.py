@@ -82,6 +82,50 @@ class Discrepancy:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """How much of anything there is in an array. Values that are not finite are left out."""
+
+    size: int = 0
+    largest: float = 0.0
+    """Largest absolute value."""
+    low: float = 0.0
+    high: float = 0.0
+    over_rows: float = 0.0
+    """The most that one element moves from row to row of the first axis; 0 for a single row."""
+
+    @property
+    def span(self) -> float:
+        return self.high - self.low
+
+
+def extent(values: Array) -> Extent:
+    """The extent of an array of any real dtype."""
+    if not values.size or values.dtype.kind in _TEXT + "c":
+        return Extent()
+    if is_exact(values.dtype):
+        values = as_float64(values)  # numpy knows no limits of 4-bit integers
+    finite = np.isfinite(values)
+    everything = bool(finite.all())
+
+    def reduced(ufunc: np.ufunc, start: float, axis: int | None) -> _Floats:
+        if everything:
+            return as_float64(np.asarray(ufunc.reduce(values, axis=axis)))
+        found = ufunc.reduce(as_float64(values), axis=axis, initial=start, where=finite)
+        return np.asarray(found, np.float64)
+
+    if not finite.any():
+        return Extent(values.size)
+    low = float(reduced(np.minimum, math.inf, None))
+    high = float(reduced(np.maximum, -math.inf, None))
+    over_rows = 0.0
+    if values.ndim > 1 and len(values) > 1:
+        moves = reduced(np.maximum, -math.inf, 0) - reduced(np.minimum, math.inf, 0)
+        # -inf - inf, where no row has a finite value
+        over_rows = float(np.max(moves, initial=0.0, where=np.isfinite(moves)))
+    return Extent(values.size, max(abs(low), abs(high)), low, high, over_rows)
+
+
 def is_exact(dtype: np.dtype[Any]) -> bool:
     """Whether values of this dtype must be equal: integers, booleans, text."""
     return dtype.kind in "biu" + _TEXT or dtype.name.startswith(("int", "uint"))

@@ -63,15 +63,16 @@ def paired_ratio(times: Sequence[float], baseline: Sequence[float], *, seed: int
     pairs = len(logs)
     mean = float(logs.mean())
     if pairs < _FEWEST_TO_RESAMPLE:
-        half = _t975(pairs - 1) * float(logs.std(ddof=1)) / math.sqrt(pairs)
+        half = t975(pairs - 1) * float(logs.std(ddof=1)) / math.sqrt(pairs)
         low, high = mean - half, mean + half
     else:
-        widened = math.sqrt(pairs / (pairs - 1)) * _t975(pairs - 1)
+        widened = math.sqrt(pairs / (pairs - 1)) * t975(pairs - 1)
         tail = 0.5 * math.erfc(widened / math.sqrt(2))
         picks = np.random.default_rng(seed).integers(0, pairs, (_RESAMPLES, pairs))
         low, high = map(float, np.quantile(logs[picks].mean(axis=1), [tail, 1 - tail]))
     return Ratio(math.exp(mean), math.exp(low), math.exp(high), pairs)
 
 
-def _t975(df: int) -> float:
+def t975(df: int) -> float:
+    """Student's t at 97.5% for `df` degrees of freedom, at least 1."""
     return _T975[df - 1] if df <= len(_T975) else 1.96 + 2.4 / df + 3 / df**2

@@ -9,6 +9,20 @@ the logarithm of zero rightly give, so a candidate may have it exactly where the
 it, and nowhere else. In the figures a candidate's NaN or Inf counts as zero, so that they stay
 numbers; an output that is missing or of another shape is scored as if it were all zeros.
 
+An output that carries nothing never passes, at any precision and whatever the thresholds: all of
+it (nearly) zero or constant, or the same for every row, where the reference's is not by more than
+the precision can resolve. A small norm of the difference does not excuse it: probabilities near
+one half are nearly right when all of them are one half.
+
+What decides. NaN, Inf and outputs that carry nothing always fail. Without labels and without a
+metric, the scaled error and the cosine of every output decide, and the agreement of classes where
+the first output is a classifier's. Where a guard judges accuracy itself (labels, or a metric with
+`max_drop`), it is the sharper test of quantised arithmetic, whose error says little of its
+accuracy: then these figures only keep int8 and fp8 from nonsense (`thresholds.GUARDED`), and the
+guard decides. Floats keep their limits: beyond rounding, an fp16 network does not lose accuracy
+but has a layer that under- or overflows. fp32 rows are not held to `max_drop`: no number of
+images could say of them what a scaled error of 1e-4 does.
+
 An all-zero reference has no norm to scale by and no direction: the scaled error is then the
 candidate's own root mean square, and the cosine is 1 if all of it is within 1e-8, else 0.
 """
@@ -16,88 +30,34 @@ candidate's own root mean square, and the cosine is 1 if all of it is within 1e-
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from peregrine.diagnosis import Evidence, likely_cause
-from peregrine.discrepancy import Discrepancy, as_float64, comparable, is_exact, measure
-from peregrine.errors import OptionError, ReferenceFailed
-from peregrine.results import LabelledAccuracy, OutputComparison, Validation
+from peregrine.discrepancy import Discrepancy, as_float64, comparable, extent, is_exact, measure
+from peregrine.errors import ReferenceFailed
+from peregrine.guard import TOP1, guard_top1
+from peregrine.results import Guard, LabelledAccuracy, OutputComparison, Validation, Verdict
+from peregrine.thresholds import DEFAULTS, RESOLVED, Thresholds
 from peregrine.types import Array, Precision, TensorSpec
+
+__all__ = [
+    "DEFAULTS",
+    "Thresholds",
+    "check_reference",
+    "compare",
+    "guard_labels",
+    "judge_labels",
+    "top1_disagreements",
+]
 
 Outputs = Mapping[str, Array]
 
-
-@dataclass(frozen=True, slots=True)
-class Thresholds:
-    """What an output must keep to. Integers and booleans must be equal, NaN and Inf are never
-    allowed, whatever these say."""
-
-    scaled_error: float
-    """Largest allowed ||candidate - reference|| / ||reference||, for any judged input."""
-    cosine: float
-    """Smallest allowed cosine similarity, for any judged input."""
-    top1_agreement: float
-    """Smallest allowed share of rows with the reference's class, over all judged inputs. The
-    rows that may disagree are rounded up, since one row of eight is no measure of 1%."""
-    tie: float
-    """Two scores of a row are tied when nearer than this share of the row's standard deviation."""
-    top1_loss: float
-    """Largest allowed net loss of right answers on labelled images, as a share of images;
-    rounded up to whole images."""
-
-    @classmethod
-    def of(cls, precision: Precision, overrides: Mapping[str, float] | None = None) -> Thresholds:
-        """The defaults of a precision, with some of the fields set otherwise.
-
-        Raises:
-            OptionError: an unknown field, or a value that no output could meet or fail.
-        """
-        defaults = DEFAULTS[precision]
-        known = [f.name for f in dataclasses.fields(cls)]
-        for name, value in (overrides or {}).items():
-            if name not in known:
-                near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-                raise OptionError(
-                    f"There is no threshold {name!r}."
-                    + (f" Did you mean {near[0]!r}?" if near else ""),
-                    fix=f"Use one of: {', '.join(known)}.",
-                )
-            low, high = (-1.0, 1.0) if name == "cosine" else (0.0, math.inf)
-            if name in ("top1_agreement", "top1_loss"):
-                high = 1.0
-            if not low <= value <= high:
-                raise OptionError(
-                    f"A threshold {name} of {value} makes no sense.",
-                    fix=f"Give a number from {low:g} to {high:g}.",
-                )
-        return dataclasses.replace(defaults, **dict(overrides or {}))
-
-
-# The scaled error is what decides; the rest would catch what it cannot see. A scaled error of e
-# still leaves a cosine of at least sqrt(1 - e^2), so the cosines are the round number below that.
-#
-# fp32: rounding is 6e-8 a step; other orders of summation, fused operations and Winograd
-#   convolutions leave 1e-6 to 1e-5 at the end of a network of 150 layers. 1e-4 lets all of that
-#   pass and still catches tf32 or bf16 arithmetic that slipped in (3e-4 and up).
-# tf32, fp16: both round at 5e-4; one layer measures 2e-4, a conditioned network 1e-3 to 5e-3.
-# bf16: rounds at 4e-3, eight times as coarse, so eight times (rounded) the allowance of fp16.
-# int8, fp8 (E4M3 rounds at 6%): per-tensor activations leave 5% to 20% on the logits of networks
-#   that keep their accuracy; beyond 30% classes begin to change. For these the agreement of
-#   classes and the labelled images are the sharper tests.
-DEFAULTS: Mapping[Precision, Thresholds] = {
-    Precision.FP32: Thresholds(1e-4, 0.999999, 1.0, 1e-3, 0.0),
-    Precision.TF32: Thresholds(2e-2, 0.9995, 0.99, 2e-2, 0.005),
-    Precision.FP16: Thresholds(2e-2, 0.9995, 0.99, 2e-2, 0.005),
-    Precision.BF16: Thresholds(1e-1, 0.99, 0.97, 5e-2, 0.01),
-    Precision.INT8: Thresholds(3e-1, 0.95, 0.90, 5e-2, 0.02),
-    Precision.FP8: Thresholds(3e-1, 0.95, 0.90, 5e-2, 0.02),
-}
+_DEAD = 0.01
+"""What moves by less than this share of what the reference does carries nothing."""
 
 
 def check_reference(outputs: Sequence[Outputs]) -> None:
@@ -139,11 +99,24 @@ def compare(
     classifier: bool,
     thresholds: Mapping[str, float] | None = None,
     labelled: LabelledAccuracy | None = None,
+    guard: Guard | None = None,
+    real_only: bool = False,
 ) -> Validation:
     """Judge a candidate's outputs, one mapping per judged input, against the reference's.
 
-    `outputs` are the model's, in order; where `classifier`, the first holds scores over
-    classes, and its first axis is the batch. `thresholds` override the precision's own.
+    Args:
+        reference: of each judged input, its outputs by name. A stack of photos is one input:
+            figures that are per input are over the whole stack.
+        candidate: the same.
+        outputs: the model's, in order.
+        precision: whose thresholds count.
+        classifier: the first output holds scores over classes; its first axis is the batch.
+        thresholds: override the precision's own.
+        labelled: top-1 on labelled images, for the record. Without a `guard` it is judged by
+            the precision's `top1_loss`.
+        guard: the verdict on accuracy. A failed one fails the validation; an undecided one is
+            kept and fails nothing.
+        real_only: only real inputs are judged; for the record.
 
     Raises:
         ValueError: not one candidate mapping for each reference mapping, or none at all.
@@ -151,15 +124,18 @@ def compare(
     """
     if len(reference) != len(candidate) or not reference:
         raise ValueError("compare needs one candidate mapping for every reference mapping")
-    limits = Thresholds.of(precision, thresholds)
+    if guard is None and labelled is not None:
+        guard = guard_labels(labelled, precision, thresholds=thresholds)
+    guarded = guard is not None and (guard.measure == TOP1 or guard.max_drop is not None)
+    limits = Thresholds.of(precision, thresholds, guarded=guarded)
     compared = tuple(
         _compare_output(spec, reference, candidate, precision, limits, classifier and place == 0)
         for place, spec in enumerate(outputs)
     )
     agreements = [c.top1_agreement for c in compared if c.top1_agreement is not None]
     reasons = [c.reason for c in compared if not c.passed]
-    if labelled is not None and (reason := _labelled_failure(labelled, limits)):
-        reasons.append(reason)
+    if guard is not None and guard.verdict is Verdict.FAILED:
+        reasons.append(guard.reason)
     return Validation(
         passed=not reasons,
         non_equal_percent=max((c.non_equal_percent for c in compared), default=0.0),
@@ -175,6 +151,8 @@ def compare(
         thresholds=dataclasses.asdict(limits),
         labelled=labelled,
         reason=" ".join(reasons),
+        guard=guard,
+        real_only=real_only,
     )
 
 
@@ -205,6 +183,27 @@ def judge_labels(
         reference_top1=float((expected == right).mean()),
         candidate_top1=float((got == right).mean()),
         changed=tuple(name for name, a, b in zip(names, expected, got, strict=True) if a != b),
+    )
+
+
+def guard_labels(
+    labelled: LabelledAccuracy,
+    precision: Precision,
+    *,
+    max_drop: float | None = None,
+    thresholds: Mapping[str, float] | None = None,
+) -> Guard:
+    """The guard on top-1, from the answers to labelled images.
+
+    `max_drop`, in points, is for reduced precision; an fp32 row is always judged by `top1_loss`
+    of its `thresholds`, as any row is without `max_drop`.
+    """
+    return guard_top1(
+        labelled.labels,
+        labelled.reference,
+        labelled.candidate,
+        max_drop=None if precision is Precision.FP32 else max_drop,
+        top1_loss=Thresholds.of(precision, thresholds).top1_loss,
     )
 
 
@@ -249,6 +248,12 @@ def _compare_output(
     size = max(1, sum(d.size for d in found))
     worst = max(range(len(found)), key=lambda i: (not found[i].sound, found[i].scaled_error))
     reason = broken or _failure(spec, found, worst, exact, wrong_rows, rows, limits, precision)
+    if not broken and not exact and found[worst].sound:
+        for index, (expected_all, got_all) in enumerate(zip(reference, candidate, strict=True)):
+            if lost := _nothing(expected_all[spec.name], got_all[spec.name], precision):
+                where = _of_inputs(index, len(found))
+                worst, reason = index, f"Output {spec.name!r} {lost}{where}"
+                break
     if reason and not broken:
         allowed = {p: DEFAULTS[p].scaled_error for p in Precision} | {
             precision: limits.scaled_error
@@ -331,16 +336,19 @@ def _failure(
     return ""
 
 
-def _labelled_failure(labelled: LabelledAccuracy, limits: Thresholds) -> str:
-    count = len(labelled.images)
-    lost = round((labelled.reference_top1 - labelled.candidate_top1) * count)
-    allowed = math.ceil(limits.top1_loss * count - 1e-9)
-    if lost <= allowed:
-        return ""
-    return (
-        f"Of {count} labelled images the reference gets {labelled.reference_top1:.1%} right, "
-        f"the candidate {labelled.candidate_top1:.1%}: {lost} fewer, at most {allowed} allowed."
-    )
+def _nothing(expected: Array, got: Array, precision: Precision) -> str:
+    """How an output carries nothing, though the reference's does; empty where it does."""
+    r, c = extent(expected), extent(got)
+    if r.largest and c.largest <= _DEAD * r.largest:
+        return f"is nearly zero: at most {c.largest:.2g}, the reference's {r.largest:.2g}"
+    least = RESOLVED[precision] * r.largest
+    for words, kept, there in (
+        ("is nearly constant: its values span", c.span, r.span),
+        ("hardly depends on the input: its rows differ by", c.over_rows, r.over_rows),
+    ):
+        if there > least and kept <= _DEAD * there:
+            return f"{words} {kept:.2g}, the reference's {there:.2g}"
+    return ""
 
 
 def _of_inputs(index: int, count: int) -> str:

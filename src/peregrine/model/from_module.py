@@ -16,12 +16,12 @@ from torch.export import ExportedProgram
 
 from peregrine.errors import ExportError, ModelError, OptionError
 from peregrine.model import export, graph_facts, onnx_file, symbols, trust, weights, zoo
+from peregrine.model.importing import importable_from
 from peregrine.model.inputs import BATCH, InputSpec
 from peregrine.model.model import Model, ModuleSource
 from peregrine.model.module import (
     Positional,
     call_factory,
-    importable_from,
     keyword_inputs,
     open_torchscript,
     parameter_count,

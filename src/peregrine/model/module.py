@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from peregrine.errors import ModelError, ModelNotFound, Unsupported
+from peregrine.errors import ModelError, Unsupported
 from peregrine.model import weights, zoo
+from peregrine.model.importing import find_callable, importable_from
 from peregrine.model.model import Model
 from peregrine.types import Array
 
@@ -163,7 +161,7 @@ def call_factory(ref: str, search_path: Sequence[str] = ()) -> nn.Module:
     """
     location, _, attribute = ref.partition(":")
     with importable_from(search_path):
-        factory = _find(location, attribute, search_path)
+        factory = find_callable(location, attribute, search_path)
         try:
             module = factory()
         except Exception as error:
@@ -176,47 +174,6 @@ def call_factory(ref: str, search_path: Sequence[str] = ()) -> nn.Module:
             fix="Return a torch.nn.Module from a function that takes no arguments.",
         )
     return module
-
-
-def _find(location: str, attribute: str, search_path: Sequence[str]) -> Any:
-    import difflib
-
-    try:
-        found: Any = importlib.import_module(location)
-    except ModuleNotFoundError as error:
-        raise ModelNotFound(
-            f"There is no Python module {location!r}.",
-            why=f"{error}; looked in {', '.join(search_path) or 'the interpreter'} and sys.path.",
-            fix="Run from the directory that holds it, or install its package.",
-        ) from error
-    except Exception as error:
-        raise ModelError(
-            f"Importing {location!r} failed.", why=f"{type(error).__name__}: {error}"
-        ) from error
-    owner = found
-    for part in attribute.split("."):
-        if not hasattr(found, part):
-            near = difflib.get_close_matches(part, dir(found), n=1)
-            raise ModelNotFound(
-                f"{location} has no {attribute!r}."
-                + (f" Did you mean {near[0]!r}?" if near else "")
-            )
-        found = getattr(found, part)
-    if not callable(found):
-        raise ModelError(f"{owner.__name__}:{attribute} is not callable.")
-    return found
-
-
-@contextmanager
-def importable_from(directories: Sequence[str]) -> Iterator[None]:
-    """`directories` at the head of sys.path; modules imported meanwhile stay imported."""
-    added = [d for d in directories if d not in sys.path]
-    sys.path[:0] = added
-    try:
-        yield
-    finally:
-        for directory in added:
-            sys.path.remove(directory)
 
 
 def to_tensor(array: Array) -> Tensor:
