@@ -17,13 +17,15 @@ from peregrine.errors import BackendUnavailable, Unsupported
 from peregrine.model.graphs import Graph
 from peregrine.model.inputs import random_feeds
 from peregrine.model.model import Model
-from peregrine.types import Array, Candidate, DimRange, Feeds, Profile, Target
+from peregrine.types import Array, Candidate, DimRange, Feeds, Precision, Profile, Target
+from peregrine.validate import DEFAULTS
 
 SEED = int(os.environ.get("PEREGRINE_TEST_SEED", secrets.randbelow(2**31)))
 """Of every input here; fresh in each run, and printed where a test fails."""
 
 BATCH = 3
 LARGEST = 9
+FP32_TOLERANCE = 1e-5
 
 Reference = Callable[[Feeds], dict[str, Array]]
 
@@ -79,6 +81,11 @@ class Subject:
     backend: Backend
     model: Model
     reference: Reference
+    directory: Path
+    """Where converted graphs go."""
+    lower: bool = True
+    """Whether candidates of lower precision are run, too."""
+    graphs: dict[str, Model | Unsupported] = field(default_factory=dict)
     sessions: dict[tuple[str, bool], Session | Exception] = field(default_factory=dict)
 
     def feeds(self, batch: int = BATCH, salt: int = 0) -> dict[str, Array]:
@@ -88,14 +95,39 @@ class Subject:
         return target(self.model, fixed)
 
     def candidates(self) -> list[Candidate]:
-        return list(self.backend.candidates(self.model, self.target()))
+        offered = self.backend.candidates(self.model, self.target())
+        return [c for c in offered if self.lower or c.precision is Precision.FP32]
+
+    def read_by(self, candidate: Candidate) -> Model:
+        """The model as a candidate reads it. Raises Unsupported where it does not convert."""
+        name = candidate.graph
+        if not name:
+            return self.model
+        if name not in self.graphs:
+            try:
+                self.graphs[name] = converted(self.model, Graph(name), self.directory)
+            except Unsupported as error:
+                self.graphs[name] = error
+        found = self.graphs[name]
+        if isinstance(found, Unsupported):
+            raise found
+        return found
+
+    def assert_right(
+        self, candidate: Candidate, found: dict[str, Array], feeds: Feeds, what: str = ""
+    ) -> None:
+        """Whether outputs are the reference's, as near as the candidate's precision allows."""
+        limit = DEFAULTS[candidate.precision].scaled_error
+        tolerance = FP32_TOLERANCE if candidate.precision is Precision.FP32 else limit
+        assert_close(found, self.reference(feeds), tolerance, f"{candidate.id} {what}".strip())
 
     def outcome(self, candidate: Candidate, fixed: bool = True) -> Session | Exception:
         """The session, or why there is none."""
         key = (candidate.id, fixed)
         if key not in self.sessions:
             try:
-                self.sessions[key] = self.backend.compile(self.model, candidate, self.target(fixed))
+                model = self.read_by(candidate)
+                self.sessions[key] = self.backend.compile(model, candidate, self.target(fixed))
             except (BackendUnavailable, Unsupported) as error:
                 self.sessions[key] = error
         return self.sessions[key]

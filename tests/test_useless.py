@@ -176,8 +176,17 @@ def test_a_precision_in_name_only_is_useless_where_it_is_level() -> None:
 
 
 def test_pairs_that_were_not_fused() -> None:
-    slow = row("int8", measured(13), placement=layers(f32=12, u8=41))
-    assert cause(slow) == "12 of its 53 layers still compute in f32 (Q/DQ pairs not fused)."
+    """Told from those that nobody quantised by what the converter says that it did."""
+    ran = layers(f32=12, u8=41)
+    assert cause(row("int8", measured(13), placement=ran)) == (
+        "12 of its 53 layers still compute in f32."
+    )
+    made = Conversion(
+        "u8s8", Precision.INT8, "a library", 1.0, converted={"Conv": 49, "Gemm": 1, "Add": 16}
+    )
+    assert cause(row("int8", measured(13), placement=ran, conversion=made)) == (
+        "12 of its 53 layers still compute in f32 (the Q/DQ pairs of 9 not fused)."
+    )
 
 
 def test_layers_that_a_repair_kept_are_told_from_those_not_fused() -> None:

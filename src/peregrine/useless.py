@@ -6,6 +6,7 @@ must not find out by comparing rows.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -25,6 +26,8 @@ _RANK = {
     Precision.FP8: 0,
     Precision.INT8: 0,
 }
+# Operators that placement counts as layers.
+_LAYER = re.compile(r"Conv|Gemm|MatMul|LSTM|GRU|RNN|Attention")
 # The words of `Placement.precisions`; any other is an 8-bit one.
 _WIDE = {"f64": 3, "f32": 3, "tf32": 2, "f16": 1, "bf16": 1}
 
@@ -163,10 +166,15 @@ def _wide_cause(row: CandidateResult) -> str:
             f"the runtime computes all of its {total} layers in {words}: "
             f"it has no {row.precision} kernels for them here"
         )
-    kept = len(row.conversion.kept) if row.conversion is not None else 0
-    notes = [f"{kept} of them by the repair"] if kept else []
-    if row.precision is Precision.INT8 and kept < count:
-        notes.append("Q/DQ pairs not fused")
+    notes = []
+    if row.conversion is not None:
+        if kept := len(row.conversion.kept):
+            notes.append(f"{kept} of them by the repair")
+        converted = row.conversion.converted
+        missing = sum(n for operator, n in converted.items() if _LAYER.search(operator))
+        missing -= total - count
+        if missing > 0 and row.precision in (Precision.INT8, Precision.FP8):
+            notes.append(f"the Q/DQ pairs of {missing} not fused")
     why = f" ({', '.join(notes)})" if notes else ""
     return f"{count} of its {total} layers still compute in {words}{why}"
 

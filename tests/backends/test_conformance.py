@@ -17,12 +17,15 @@ from peregrine.types import Candidate
 from small_models import SMALL
 from torch_model import bare_outputs
 
-TOLERANCE = 1e-5
 # With these installed, something of theirs must run every small model on any machine.
 RUN_ANYWHERE = {"pytorch", "torch_compile", "onnxruntime", "openvino"}
 # torch_compile builds for seconds per session: by default only what differs in kind.
 SLOW_BACKENDS = {"torch_compile"}
 QUICK_MODELS = {"residual", "lstm", "int_input"}
+LOWER = {"onnxruntime": {"fp16", "int8"}, "pytorch": {"fp16", "bf16"}, "openvino": {"int8"}}
+# Convolutions, a recurrent network, a transformer: what lower precisions differ in. Each is
+# converted to every graph that the backend's candidates read.
+LOWERED_MODELS = {"residual", "lstm", "attention"}
 
 
 def _subjects() -> list[object]:
@@ -52,7 +55,11 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Model]:
 
 
 @pytest.fixture(scope="module", params=_subjects())
-def subject(request: pytest.FixtureRequest, loaded: Callable[[str], Model]) -> Iterator[Subject]:
+def subject(
+    request: pytest.FixtureRequest,
+    loaded: Callable[[str], Model],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Subject]:
     print(f"PEREGRINE_TEST_SEED={SEED}")
     backend_name, model_name = request.param
     backend, model = registry.get(backend_name), loaded(model_name)
@@ -62,7 +69,13 @@ def subject(request: pytest.FixtureRequest, loaded: Callable[[str], Model]) -> I
         assert available.fix
         pytest.skip(f"{backend_name}: {available.reason}")
     module = SMALL[model_name]().module
-    made = Subject(backend, model, lambda feeds: bare_outputs(module, model, feeds))
+    made = Subject(
+        backend,
+        model,
+        lambda feeds: bare_outputs(module, model, feeds),
+        tmp_path_factory.mktemp("graphs"),
+        model_name in LOWERED_MODELS and backend_name not in SLOW_BACKENDS,
+    )
     yield made
     made.close()
 
@@ -88,6 +101,9 @@ def test_a_candidate_compiles_or_says_why_not(subject: Subject) -> None:
             assert outcome.fix or not isinstance(outcome, BackendUnavailable), candidate.id
     if subject.backend.name in RUN_ANYWHERE:
         assert list(subject.running()), [str(subject.outcome(c)) for c in candidates]
+        # And in each precision that the backend computes in, not in fp32 alone.
+        lower = LOWER.get(subject.backend.name, set()) if subject.lower else set()
+        assert lower <= {str(c.precision) for c, _ in subject.running()}
 
 
 def test_outputs_agree_with_the_module(subject: Subject, subtests: pytest.Subtests) -> None:
@@ -95,7 +111,7 @@ def test_outputs_agree_with_the_module(subject: Subject, subtests: pytest.Subtes
         with subtests.test(candidate.id):
             for salt in range(3):
                 feeds = subject.feeds(salt=salt)
-                assert_close(session.run(feeds), subject.reference(feeds), TOLERANCE, candidate.id)
+                subject.assert_right(candidate, session.run(feeds), feeds)
 
 
 def test_a_dynamic_profile_serves_its_sizes(subject: Subject, subtests: pytest.Subtests) -> None:
@@ -104,8 +120,7 @@ def test_a_dynamic_profile_serves_its_sizes(subject: Subject, subtests: pytest.S
             for batch in (1, 2, 5, LARGEST):
                 feeds = subject.feeds(batch)
                 assert session.profile.covers(subject.model.sizes(batch))
-                found, expected = session.run(feeds), subject.reference(feeds)
-                assert_close(found, expected, TOLERANCE, f"{candidate.id} batch {batch}")
+                subject.assert_right(candidate, session.run(feeds), feeds, f"batch {batch}")
 
 
 def test_outputs_are_what_the_specs_say(subject: Subject, subtests: pytest.Subtests) -> None:
@@ -149,7 +164,7 @@ def test_several_inferences_in_flight(subject: Subject, subtests: pytest.Subtest
                 for _ in range(session.parallelism):
                     session.enqueue()
                 session.synchronize()
-            assert_close(session.fetch(), subject.reference(feeds), TOLERANCE, candidate.id)
+            subject.assert_right(candidate, session.fetch(), feeds)
 
 
 def test_the_caller_owns_outputs_and_keeps_inputs(
@@ -218,8 +233,7 @@ def test_what_does_not_fit_is_refused(subject: Subject, subtests: pytest.Subtest
                 with pytest.raises(FeedError):
                     session.bind(feeds)
         with subtests.test(f"{candidate.id}: still works"):
-            expected = subject.reference(good)
-            assert_close(session.run(good), expected, TOLERANCE, candidate.id)
+            subject.assert_right(candidate, session.run(good), good)
 
 
 def test_placement_names_where_nodes_ran(subject: Subject, subtests: pytest.Subtests) -> None:
@@ -244,10 +258,11 @@ def test_what_is_saved_comes_back(
                 directory.mkdir()
                 subject.backend.save(session, directory)
                 target, feeds = subject.target(fixed), subject.feeds(salt=7)
-                with subject.backend.load(directory, subject.model, candidate, target) as loaded:
+                model = subject.read_by(candidate)
+                with subject.backend.load(directory, model, candidate, target) as loaded:
                     found = loaded.run(feeds)
                     assert loaded.placement(feeds).nodes
-                assert_close(found, subject.reference(feeds), TOLERANCE, candidate.id)
+                subject.assert_right(candidate, found, feeds)
 
 
 def test_a_session_closes_twice(subject: Subject, subtests: pytest.Subtests) -> None:

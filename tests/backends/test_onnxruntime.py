@@ -132,8 +132,9 @@ def test_a_graph_of_another_taste_is_refused(residual: Model) -> None:
 
 def test_the_cpu_says_that_it_has_no_bf16_kernels(residual: Model, tmp_path: Path) -> None:
     model = converted(residual, Graph.BF16, tmp_path)
-    with pytest.raises(Unsupported, match=rf"{CPU} has no operator \w+ .* for these types"):
+    with pytest.raises(Unsupported, match=rf"{CPU} has no bf16 kernel for operator \w+") as raised:
         compiled(model, Candidate("onnxruntime", CPU, Precision.BF16, graph="bf16"))
+    assert "another backend" in raised.value.fix
 
 
 def test_one_session_serves_any_batch(residual: Model) -> None:
@@ -369,7 +370,7 @@ def test_a_profile_gives_provider_and_operator_of_each_node(
         session.run(None, random_feeds(residual, 1, 0))
     ran = read_profile(Path(session.end_profiling()))
     assert {kernel.provider for kernel in ran} == {CPU}
-    assert {k.inputs for k in ran if k.operator == "Conv"} == {("float",) * 3}
+    assert {word for k in ran if k.operator == "Conv" for word in k.inputs} == {"float"}
     assert len(ran) < len(onnx.load(residual.onnx_path).graph.node)
 
 

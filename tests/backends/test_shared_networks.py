@@ -61,7 +61,7 @@ def subject(request: pytest.FixtureRequest, model: Model) -> Iterator[Subject]:
     if not available:
         pytest.skip(available.reason)
     reference = registry.get("onnxruntime").compile(model, AS_WRITTEN, target(model))
-    made = Subject(backend, model, reference.run)
+    made = Subject(backend, model, reference.run, model.directory, lower=False)
     yield made
     made.close()
     reference.close()

@@ -12,6 +12,7 @@ from peregrine.errors import (
     PeregrineError,
     Unsupported,
 )
+from peregrine.types import Precision
 
 # What it says of an operator it does not know, or knows but cannot run for these types.
 _UNKNOWN = re.compile(r"(?P<domain>[\w.]+):(?P<op>\w+)\((?P<version>-?\d+)\) is not a registered")
@@ -45,9 +46,18 @@ def exceptions() -> tuple[type[Exception], ...]:
     return (*(c for c in found if issubclass(c, Exception)), RuntimeError, ValueError)
 
 
-def on_open(error: Exception, name: str, provider: str) -> Exception:
-    """What it means that a session for model `name` did not open."""
+def on_open(
+    error: Exception, name: str, provider: str, precision: Precision = Precision.FP32
+) -> Exception:
+    """What it means that a session for model `name` in `precision` did not open."""
     text = _message(error)
+    if precision is not Precision.FP32 and (m := _NO_KERNEL.search(text)):
+        return Unsupported(
+            f"{provider} has no {precision} kernel for operator {m['op']} "
+            f"(version {m['version']}), which {name} needs.",
+            why=text,
+            fix=f"Race {precision} by another backend, or this one in another precision.",
+        )
     unsupported = _unsupported(text, name, provider)
     if unsupported is not None:
         return unsupported

@@ -81,7 +81,7 @@ class Recipe:
                 str(self.graph), options, providers=asked, enable_fallback=0
             )
         except errors.exceptions() as error:
-            raise errors.on_open(error, self.model.name, self.provider) from error
+            raise errors.on_open(error, self.model.name, self.provider, self.precision) from error
         if self.provider not in session.get_providers():
             raise BackendUnavailable(
                 f"{self.provider} did not start; ONNX Runtime dropped it.",
