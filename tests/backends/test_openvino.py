@@ -11,24 +11,32 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conformance import BATCH, assert_close, scaled_error, target
+from conformance import BATCH, assert_close, converted, scaled_error, target
 from one_node import one_node
 from peregrine.backends.openvino import OpenVinoBackend, OpenVinoSession
+from peregrine.conversion.untracked import import_openvino
 from peregrine.errors import (
     BackendError,
     FeedError,
     OptionError,
     Unsupported,
 )
+from peregrine.model.graphs import Graph
 from peregrine.model.inputs import random_feeds
 from peregrine.model.model import Model
 from peregrine.types import Candidate, Precision, Profile, Target
+from peregrine.validate import DEFAULTS
 from small_models import SMALL
 
 pytest.importorskip("openvino")
 BACKEND = OpenVinoBackend()
 LATENCY = Candidate("openvino", "latency")
 THROUGHPUT = Candidate("openvino", "throughput")
+BF16 = Candidate("openvino", "latency", Precision.BF16)
+INT8 = {
+    graph: Candidate("openvino", "latency", Precision.INT8, graph=str(graph))
+    for graph in (Graph.U8S8, Graph.NNCF)
+}
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +69,37 @@ print(json.dumps(loaded))
     assert json.loads(done.stdout) == []
 
 
-def test_a_row_per_hint(residual: Model) -> None:
-    assert list(BACKEND.candidates(residual, Target())) == [LATENCY, THROUGHPUT]
+def capabilities() -> list[str]:
+    able: list[str] = import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return able
+
+
+def test_a_row_per_hint_precision_and_graph(residual: Model) -> None:
+    """Only precisions that the CPU has: OpenVINO takes another without a word."""
+    offered = list(BACKEND.candidates(residual, Target()))
+    assert offered[:2] == [LATENCY, THROUGHPUT]
+    assert {c.precision for c in offered} == {
+        precision
+        for precision, name in (
+            (Precision.FP32, "FP32"),
+            (Precision.BF16, "BF16"),
+            (Precision.FP16, "FP16"),
+            (Precision.INT8, "INT8"),
+        )
+        if name in capabilities()
+    }
+    int8 = {(c.variant, c.graph) for c in offered if c.precision is Precision.INT8}
+    assert int8 == {(v, g) for v in ("latency", "throughput") for g in ("u8s8", "nncf")}
+    assert {c.graph for c in offered if c.precision is not Precision.INT8} == {""}
+
+
+def test_a_precision_that_the_cpu_lacks_is_refused_not_replaced(residual: Model) -> None:
+    lacking = [p for p in (Precision.FP16, Precision.BF16) if p.upper() not in capabilities()]
+    if not lacking:
+        pytest.skip("this CPU has both fp16 and bf16")
+    for precision in lacking:
+        with pytest.raises(Unsupported, match=precision.upper()):
+            compiled(residual, Candidate("openvino", "latency", precision))
 
 
 def test_throughput_keeps_as_many_requests_in_flight_as_openvino_wants(residual: Model) -> None:
@@ -119,8 +156,57 @@ def test_fp32_stays_fp32_where_the_cpu_has_bf16(residual: Model, tmp_path: Path)
     assert "f32" in placement.detail
     assert "bf16" not in placement.detail
     assert placement.nodes.keys() == {"CPU"}
+    assert placement.precisions == {"f32": 4}  # three convolutions and a matrix product
     with BACKEND.load(tmp_path, residual, LATENCY, target(residual)) as loaded:
         assert "bf16" not in loaded.placement(feeds).detail
+
+
+def test_bf16_is_bf16_and_within_its_thresholds(residual: Model, tmp_path: Path) -> None:
+    if "BF16" not in capabilities():
+        pytest.skip("this CPU has no bf16 instructions")
+    feeds = random_feeds(residual, BATCH, 0)
+    with compiled(residual) as fp32, compiled(residual, BF16) as session:
+        expected, found = fp32.run(feeds)["output"], session.run(feeds)["output"]
+        placement = session.placement(feeds)
+        BACKEND.save(session, tmp_path)
+    assert found.dtype == np.float32
+    assert placement.precisions == {"bf16": 4}
+    assert 1e-5 < scaled_error(found, expected) <= DEFAULTS[Precision.BF16].scaled_error
+    with BACKEND.load(tmp_path, residual, BF16, target(residual)) as loaded:
+        np.testing.assert_array_equal(loaded.run(feeds)["output"], found)
+        assert loaded.placement(feeds).precisions == {"bf16": 4}
+
+
+@pytest.mark.parametrize("graph", INT8)
+def test_int8_is_int8_and_within_its_thresholds(
+    residual: Model, graph: Graph, tmp_path: Path
+) -> None:
+    feeds = random_feeds(residual, BATCH, 0)
+    quantised = converted(residual, graph, tmp_path)
+    with compiled(residual) as fp32, compiled(quantised, INT8[graph]) as session:
+        expected, found = fp32.run(feeds)["output"], session.run(feeds)["output"]
+        placement = session.placement(feeds)
+        BACKEND.save(session, tmp_path)
+    assert 1e-5 < scaled_error(found, expected) <= DEFAULTS[Precision.INT8].scaled_error
+    assert sum(placement.precisions.values()) == 4
+    assert placement.precisions.get("u8", 0) + placement.precisions.get("i8", 0) >= 3
+    assert "bf16" not in placement.detail  # what stays in float is fp32, as the row says
+    with BACKEND.load(tmp_path, quantised, INT8[graph], target(residual)) as loaded:
+        np.testing.assert_array_equal(loaded.run(feeds)["output"], found)
+        assert loaded.placement(feeds).precisions == placement.precisions
+
+
+def test_a_row_is_refused_a_graph_it_does_not_name(residual: Model, tmp_path: Path) -> None:
+    quantised = converted(residual, Graph.U8S8, tmp_path)
+    for model, candidate in (
+        (residual, INT8[Graph.U8S8]),
+        (quantised, INT8[Graph.NNCF]),
+        (quantised, LATENCY),
+    ):
+        with pytest.raises(OptionError, match="was given"):
+            compiled(model, candidate)
+        with pytest.raises(OptionError, match="was given"):
+            BACKEND.load(tmp_path, model, candidate, target(residual))
 
 
 # What is saved
@@ -189,8 +275,10 @@ def test_options_variants_and_precisions_are_checked(residual: Model) -> None:
         compiled(residual, Candidate("openvino", "latency", options={"streams": 4}))
     with pytest.raises(OptionError, match="fast"):
         compiled(residual, Candidate("openvino", "fast"))
-    with pytest.raises(Unsupported):
-        compiled(residual, Candidate("openvino", "latency", Precision.INT8))
+    for precision, what in ((Precision.INT8, "quantises"), (Precision.TF32, "no tf32")):
+        with pytest.raises(Unsupported, match=what) as raised:
+            compiled(residual, Candidate("openvino", "latency", precision))
+        assert raised.value.fix
 
 
 def test_it_does_not_offer_itself_for_a_gpu(residual: Model) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections import Counter, deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +11,17 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from peregrine.backends.base import Backend, Session, check_feeds, check_sizes, options_of
+from peregrine.backends.base import (
+    Backend,
+    Session,
+    check_feeds,
+    check_graph,
+    check_sizes,
+    options_of,
+)
+from peregrine.conversion.untracked import import_openvino
 from peregrine.errors import BackendError, ModelCorrupt, OptionError, Unsupported
+from peregrine.model.graphs import Graph
 from peregrine.model.inputs import random_array
 from peregrine.model.model import Model
 from peregrine.types import (
@@ -34,26 +42,27 @@ HINTS = {"latency": "LATENCY", "throughput": "THROUGHPUT"}
 _BLOB, _SHAPES = "compiled.blob", "shapes.json"
 # Layers of the compiled graph that are data rather than work.
 _PASSIVE = {"Const", "Input", "Output"}
+# Layers of the compiled graph that multiply matrices, where a precision is won or lost.
+_COMPUTE = {
+    "Convolution",
+    "Deconvolution",
+    "FullyConnected",
+    "MatMul",
+    "RNNCell",
+    "RNNSeq",
+    "ScaledDotProductAttention",
+}
+# What a precision is to the plugin: the type it computes floats in, and the capability that the
+# CPU must have for it. Parts of an INT8 graph that stay in float are fp32, as its name says.
+_HINTED = {
+    Precision.FP32: ("f32", "FP32"),
+    Precision.BF16: ("bf16", "BF16"),
+    Precision.FP16: ("f16", "FP16"),
+    Precision.INT8: ("f32", "INT8"),
+}
+_INT8_GRAPHS = (Graph.U8S8, Graph.NNCF)
 _NO_RULE = re.compile(r"No conversion rule found for operations: (?P<ops>[^\n]+)")
 _UNREADABLE = ("Unable to read the model", "can't be parsed", "isn't found for node")
-
-
-def import_openvino() -> Any:
-    """The `openvino` module, imported without its telemetry.
-
-    `import openvino` reports itself to an analytics service where the distribution
-    `openvino-telemetry` is installed, and is content with a stub where it is not.
-    """
-    name = "openvino_telemetry"
-    hide = "openvino" not in sys.modules and name not in sys.modules
-    if hide:
-        sys.modules[name] = None  # type: ignore[assignment]  # to the import system: not there
-    try:
-        import openvino
-    finally:
-        if hide:
-            del sys.modules[name]
-    return openvino
 
 
 class OpenVinoSession(Session):
@@ -149,10 +158,16 @@ class OpenVinoSession(Session):
         info = [op.get_rt_info() for op in layers]
         work = [i for i in info if i["layerType"].astype(str) not in _PASSIVE]
         precisions = Counter(i["runtimePrecision"].astype(str) for i in work)
+        computing = Counter(
+            i["runtimePrecision"].astype(str)
+            for i in work
+            if i["layerType"].astype(str) in _COMPUTE
+        )
         devices = list(self.compiled.get_property("EXECUTION_DEVICES"))
         return Placement(
             device=self.target.device,
             nodes={"+".join(devices): len(work)},
+            precisions=dict(computing.most_common()),
             fell_back=devices != [DEVICE],
             proof="openvino runtime model",
             detail="Layers by precision: "
@@ -167,7 +182,11 @@ class OpenVinoSession(Session):
 
 
 class OpenVinoBackend(Backend):
-    """Variants `latency` and `throughput`: OpenVINO's own performance hints."""
+    """Variants `latency` and `throughput`: OpenVINO's own performance hints.
+
+    bf16 and fp16 are the model's own graph computed in them, where the CPU can. INT8 reads a
+    quantised graph: ONNX Runtime's for x86, or that of nncf.
+    """
 
     name: ClassVar[str] = "openvino"
     distributions: ClassVar[tuple[str, ...]] = ("openvino",)
@@ -196,14 +215,20 @@ class OpenVinoBackend(Backend):
         return Support.yes()
 
     def candidates(self, model: Model, target: Target) -> Iterator[Candidate]:
-        for variant in HINTS:
-            yield Candidate(self.name, variant)
+        able = import_openvino().Core().get_property(DEVICE, "OPTIMIZATION_CAPABILITIES")
+        for precision, (_, capability) in _HINTED.items():
+            if capability in able:
+                graphs = map(str, _INT8_GRAPHS) if precision is Precision.INT8 else ("",)
+                for graph in graphs:
+                    for variant in HINTS:
+                        yield Candidate(self.name, variant, precision, graph=graph)
 
     def compile(self, model: Model, candidate: Candidate, target: Target) -> OpenVinoSession:
         ov = import_openvino()
+        check_graph(candidate, model)
         settings = _settings(candidate, target)
         try:
-            graph = ov.Core().read_model(model.onnx_path)
+            graph = ov.Core().read_model(_file(model))
             graph.reshape({s.name: ov.PartialShape(_shape(ov, s, target)) for s in model.inputs})
             compiled = ov.Core().compile_model(graph, DEVICE, settings)
         except RuntimeError as error:
@@ -235,6 +260,7 @@ class OpenVinoBackend(Backend):
         wanted = target.profile.opt if target.profile.is_fixed else None
         if not shapes.exists() or json.loads(shapes.read_text()) != wanted:
             return self.compile(model, candidate, target)
+        check_graph(candidate, model)
         settings = _settings(candidate, target)
         try:
             return _import((directory / _BLOB).read_bytes(), model, target, settings)
@@ -259,18 +285,46 @@ def _settings(candidate: Candidate, target: Target) -> dict[str, Any]:
             f"openvino has no variant {candidate.variant!r}.",
             fix=f"Use one of: {', '.join(HINTS)}.",
         )
-    if candidate.precision is not Precision.FP32:
+    hint, capability = _hint(candidate)
+    able = import_openvino().Core().get_property(DEVICE, "OPTIMIZATION_CAPABILITIES")
+    if capability not in able:
         raise Unsupported(
-            f"{candidate.id}: this backend computes fp32 only.",
-            fix="Give a model that was converted to that precision, as an fp32 candidate.",
+            f"{candidate.id}: this CPU computes {', '.join(able)}, not {capability}.",
+            why="OpenVINO would take another precision without a word.",
+            fix="Race a precision that the CPU has instructions for.",
         )
     return {
         "PERFORMANCE_HINT": HINTS[candidate.variant],
         # Or a CPU with bf16 instructions computes fp32 models in bf16, with a scaled error of
         # 1e-2, and the row would be compared as fp32.
-        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_PRECISION_HINT": hint,
         "INFERENCE_NUM_THREADS": target.threads or physical_cores(),
     }
+
+
+def _hint(candidate: Candidate) -> tuple[str, str]:
+    """The plugin's words for a precision.
+
+    Raises:
+        Unsupported: OpenVINO has no such precision on a CPU, or needs a converted graph for it.
+    """
+    if candidate.precision not in _HINTED:
+        raise Unsupported(
+            f"{candidate.id}: OpenVINO has no {candidate.precision} on a CPU.",
+            fix=f"Use one of: {', '.join(_HINTED)}.",
+        )
+    if candidate.precision is Precision.INT8 and not candidate.graph:
+        raise Unsupported(
+            f"{candidate.id}: OpenVINO computes in INT8 what the graph quantises, and this one "
+            "quantises nothing.",
+            fix=f"Use one of the graphs: {', '.join(_INT8_GRAPHS)}.",
+        )
+    return _HINTED[candidate.precision]
+
+
+def _file(model: Model) -> Path:
+    """OpenVINO's own form where a converter wrote one."""
+    return model.directory / model.ir if model.ir else model.onnx_path
 
 
 def _shape(ov: Any, spec: TensorSpec, target: Target) -> list[Any]:

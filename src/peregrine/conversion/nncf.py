@@ -77,7 +77,7 @@ def make_nncf(job: Job) -> Made:
     except (RuntimeError, ValueError, nncf.ValidationError) as error:
         raise Unsupported(
             f"nncf does not quantise {job.model.name}.",
-            why=f"{type(error).__name__}: {str(error).strip()[:600]}",
+            why=_reason(error),
         ) from error
     converted, left = _counts(job.prepared, layers, quantised)
     if not converted:
@@ -187,6 +187,13 @@ def _source(operator: Any) -> Any:
     while operator.get_type_name() in _PASS_ON:
         operator = operator.input_value(0).get_node()
     return operator
+
+
+def _reason(error: Exception) -> str:
+    """What is said, without OpenVINO's trail of source locations."""
+    lines = (line.strip() for line in str(error).splitlines())
+    told = [line for line in lines if line and not line.startswith(("Exception from", "Check '"))]
+    return " ".join(told)[:600] or type(error).__name__
 
 
 def _told(counts: Counter[str]) -> str:
