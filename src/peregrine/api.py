@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,13 +18,15 @@ from peregrine.checkup import Checkup
 from peregrine.checkup import doctor as check_up
 from peregrine.errors import FeedError, NoCandidate, OptionError
 from peregrine.events import Observer, ignore
-from peregrine.hardware import visible_gpu
+from peregrine.hardware import cpu_flags, visible_gpu
 from peregrine.harness.artifact import keep_winner
 from peregrine.harness.assemble import assemble
+from peregrine.harness.precisions import resolve
 from peregrine.harness.race import Loader, race, resume
-from peregrine.harness.request import SWEEP, Request
+from peregrine.harness.request import IN_MEMORY, SWEEP, Request
 from peregrine.harness.rundir import RunDirectory, default_path
 from peregrine.model.inputs import InputSpec, parse_input
+from peregrine.model.items import RANDOM
 from peregrine.model.model import Model
 from peregrine.results import Report
 from peregrine.select import Objective
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     Source = str | os.PathLike[str] | torch.nn.Module | onnx.ModelProto
 
 Inputs = Mapping[str, Array] | Sequence[Array] | Array
+Calibrating = str | os.PathLike[str] | Inputs | Iterable[str | os.PathLike[str] | Inputs]
 
 
 def bench(
@@ -44,6 +47,7 @@ def bench(
     inputs: Inputs | None = None,
     *,
     objective: Objective | str | None = None,
+    calibration: Calibrating | None = None,
     out: str | os.PathLike[str] | None = None,
     observer: Observer = ignore,
     **options: Any,
@@ -56,6 +60,10 @@ def bench(
         inputs: example arrays by name, or in the model's order; they fix what the model leaves
             open and are judged on beside random inputs. The first dimension is the batch.
         objective: what to win at; the smallest latency when None.
+        calibration: what int8 and fp8 get their ranges from. A path or several: a directory of
+            photos or of `.npz` files, an `.npz` or `.npy`; the word "random"; or an iterable of
+            feeds, each a dict of arrays by input name, or one array for a model of one input.
+            Without `inputs`, feeds or images of the user's own, part of it judges.
         out: the run directory to make; `runs/NAME-TIME` when None.
         observer: told of everything as it happens.
         **options: fields of `peregrine.harness.request.Request`, e.g. `batches=(1, 8)`.
@@ -66,13 +74,19 @@ def bench(
     Raises:
         PeregrineError: see `peregrine.errors`; what was measured before is kept on disk.
     """
-    request = make_request(model, objective=objective, **options)
+    words, feeds = _calibrating(calibration)
+    request = make_request(model, objective=objective, calibration=words, **options)
     path = Path(out) if out else default_path(_label(model), Path.cwd())
     loader = None if isinstance(model, str | os.PathLike) else _loader(model, inputs, request)
     if isinstance(model, str | os.PathLike) and inputs is not None:
         loader = _loader(model, inputs, request)
     return race(
-        request, path, loader=loader, given=_given(model, inputs, request), observer=observer
+        request,
+        path,
+        loader=loader,
+        given=_given(model, inputs, request),
+        calibrating=feeds,
+        observer=observer,
     )
 
 
@@ -92,11 +106,18 @@ def make_request(
 ) -> Request:
     """A request with defaults that fit together.
 
+    The precisions `"auto"` become those that the device computes in.
     With no batch named, batch 1 is measured in full and 1, 2, 4 ... 256 are swept; with batches
     named, only those are measured.
     """
     if options.get("device", "auto") == "auto":
         options["device"] = "cuda:0" if visible_gpu(0) else "cpu"
+    if "precisions" in options:
+        options["precisions"] = resolve(options["precisions"], options["device"], cpu_flags())
+    if labels := options.get("labels"):
+        options["labels"] = str(Path(labels).absolute())  # a worker may start elsewhere
+        if not Path(labels).is_file():
+            raise OptionError(f"There are no labels {labels}.", fix="Check the path.")
     batches = tuple(options.pop("batches", ()) or ())
     sweep = tuple(options.pop("sweep", () if batches else SWEEP))
     batches = batches or (1,)
@@ -252,6 +273,28 @@ def _by_name(inputs: Inputs | None, specs: Sequence[InputSpec]) -> dict[str, Arr
             fix="Pass a dict of input name to array.",
         )
     return {name: np.asarray(value) for name, value in zip(names, arrays, strict=True)}
+
+
+def _calibrating(said: Calibrating | None) -> tuple[tuple[str, ...], Iterable[Any] | None]:
+    """What a request says of calibration data, and the feeds where they are in memory."""
+    if said is None:
+        return (), None
+    # A bare array or mapping is one feed, of one row or of many.
+    parts: Any = [said] if isinstance(said, str | os.PathLike | Mapping | np.ndarray) else said
+    if isinstance(parts, list | tuple) and all(isinstance(p, str | os.PathLike) for p in parts):
+        return tuple(map(_path_word, parts)), None
+    return (IN_MEMORY,), parts
+
+
+def _path_word(word: str | os.PathLike[str]) -> str:
+    if word == RANDOM:
+        return RANDOM
+    if not Path(word).exists():
+        raise OptionError(
+            f"There is no calibration data {os.fspath(word)}.",
+            fix='Check the path. Random numbers are taken where you ask for them: "random".',
+        )
+    return str(Path(word).absolute())
 
 
 def _given(model: Source, inputs: Inputs | None, request: Request) -> list[Feeds]:

@@ -5,7 +5,10 @@ import inspect
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from peregrine.api import make_request
+from peregrine.cli.app import app
 from peregrine.cli.options import RaceOptions
 from peregrine.cli.races import bench, build
 from peregrine.errors import OptionError
@@ -22,8 +25,9 @@ def test_what_is_not_typed_is_as_in_the_api():
 
 def test_every_word_arrives(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name in ("a.npz", "photos.json"):
+    for name in ("a.npz", "photos.json", "classes.txt", "more.npz"):
         Path(name).touch()
+    Path("others").mkdir()
     typed = {
         "inputs": ["x:float32:Bx6"],
         "dims": ["width=320"],
@@ -44,6 +48,12 @@ def test_every_word_arrives(tmp_path, monkeypatch):
         "preprocessing": Path("photos.json"),
         "feeds": [Path("a.npz")],
         "thresholds": ["cosine=0.9"],
+        "calibration": ["others", "more.npz"],
+        "labels": Path("classes.txt"),
+        "max_drop": 0.5,
+        "metric": "mine:score",
+        "repair_budget": 30.0,
+        "allow_undecided": True,
         "allow_fallback": True,
         "runs": 7,
         "rounds": 5,
@@ -73,6 +83,12 @@ def test_every_word_arrives(tmp_path, monkeypatch):
         images=str(tmp_path / "photos"),
         preprocessing=str(tmp_path / "photos.json"),
         thresholds={"cosine": 0.9},
+        calibration=(str(tmp_path / "others"), str(tmp_path / "more.npz")),
+        labels=str(tmp_path / "classes.txt"),
+        max_drop=0.5,
+        metric="mine:score",
+        repair_s=30.0,
+        allow_undecided=True,
         allow_fallback=True,
         min_runs=7,
         timeout_s=9.0,
@@ -88,6 +104,38 @@ def test_the_first_batch_decides_a_latency():
 def test_a_file_that_is_not_there():
     with pytest.raises(OptionError, match=r"nowhere\.npz"):
         RaceOptions(feeds=[Path("nowhere.npz")]).for_api()
+
+
+@pytest.mark.parametrize(
+    "typed", [{"calibration": ["nowhere"]}, {"labels": Path("nowhere")}], ids=["data", "labels"]
+)
+def test_calibration_data_and_labels_that_are_not_there(typed):
+    with pytest.raises(OptionError, match="nowhere"):
+        RaceOptions(**typed).for_api()
+
+
+def test_random_calibration_is_a_word_and_no_path():
+    assert RaceOptions(calibration=["random"]).for_api()["calibration"] == ("random",)
+
+
+def test_what_is_typed_on_a_command_line_arrives_at_the_api(tmp_path, monkeypatch):
+    """The ladder's own command, through typer, up to where the race would begin."""
+    monkeypatch.chdir(tmp_path)
+    Path("photos").mkdir()
+    asked = {}
+
+    def build(model, out, **options):
+        asked.update(options, model=model)
+        return out
+
+    monkeypatch.setattr("peregrine.api.build", build)
+    words = "build efficientnet_lite0 --precision auto --calibration photos/ --out m.bundle"
+    result = CliRunner().invoke(app, words.split())
+    assert result.exit_code == 0, result.output
+    assert asked["model"] == "efficientnet_lite0"
+    assert asked["calibration"] == (str(tmp_path / "photos"),)
+    request = make_request("m", **{k: asked[k] for k in ("precisions", "calibration")})
+    assert {Precision.FP32, Precision.INT8} <= set(request.precisions)
 
 
 @pytest.mark.parametrize("verb", [bench, build])

@@ -41,6 +41,9 @@ def test_precisions_come_once_in_the_order_given():
     with pytest.raises(OptionError) as caught:
         parse_precisions("fp31")
     assert "fp32" in caught.value.fix
+    assert parse_precisions("auto") == ("auto",)
+    with pytest.raises(OptionError):
+        parse_precisions("auto,fp16")
 
 
 def test_pairs():

@@ -12,6 +12,7 @@ from typing import Annotated, Any, TypeAlias
 import typer
 
 from peregrine.cli.parse import (
+    existing_data,
     existing_file,
     parse_batches,
     parse_pairs,
@@ -70,7 +71,13 @@ class RaceOptions:
         ),
     ] = ""
     precision: Annotated[
-        str, _raced("--precision", help="Precisions to race, e.g. fp32,fp16 on a GPU.")
+        str,
+        _raced(
+            "--precision",
+            metavar="P,P",
+            help="Precisions to race: fp32, tf32, fp16, bf16, int8, fp8, e.g. fp32,int8; or auto "
+            "for those that this device computes in.",
+        ),
     ] = "fp32"
     device: Annotated[
         str, _raced("--device", help="cpu, cuda:0, or auto: an NVIDIA GPU where there is one.")
@@ -128,6 +135,46 @@ class RaceOptions:
             "--threshold", metavar="NAME=VALUE", help="Override a validation threshold. Repeatable."
         ),
     ] = None
+    calibration: Annotated[
+        list[str] | None,
+        _judging(
+            "--calibration",
+            metavar="PATH",
+            help="What int8 and fp8 get their ranges from: a directory of photos or of .npz files, "
+            "or an .npz or .npy. Repeatable. Without --images or --feeds, part of it judges. "
+            "'random' for random numbers, which every report marks.",
+        ),
+    ] = None
+    labels: Annotated[
+        Path | None,
+        _judging(
+            "--labels",
+            metavar="FILE",
+            help="Classes of the photos that judge ('file class' a line), where they are not in "
+            "the photos' own labels.txt.",
+        ),
+    ] = None
+    max_drop: Annotated[
+        float | None,
+        _judging(
+            "--max-drop",
+            metavar="X",
+            help="Points of top-1, or units of --metric, that a row may lose: its whole 95% "
+            "interval must be below.",
+        ),
+    ] = None
+    metric: Annotated[
+        str,
+        _judging(
+            "--metric",
+            metavar="MODULE:FUNCTION",
+            help="Your own score of outputs, an item each; more is better.",
+        ),
+    ] = ""
+    allow_undecided: Annotated[
+        bool,
+        _judging("--allow-undecided", help="Let a row win whose accuracy the data cannot decide."),
+    ] = False
     allow_fallback: Annotated[
         bool, _judging("--allow-fallback", help="Let a row win that fell back elsewhere.")
     ] = False
@@ -139,6 +186,15 @@ class RaceOptions:
     worker_memory: Annotated[
         str, _limits("--worker-memory", metavar="SIZE", help="Kill a worker above this, e.g. 8GiB.")
     ] = ""
+
+    repair_budget: Annotated[
+        float,
+        _limits(
+            "--repair-budget",
+            metavar="S",
+            help="Seconds to repair a conversion that lost too much; 0: never.",
+        ),
+    ] = 120.0
 
     quiet: Annotated[bool, output("--quiet", help="No progress on standard error.")] = False
 
@@ -177,6 +233,12 @@ class RaceOptions:
             "preprocessing": existing_file(self.preprocessing) if self.preprocessing else "",
             "feeds": tuple(existing_file(path) for path in self.feeds or ()),
             "thresholds": parse_pairs(self.thresholds or (), "--threshold", float),
+            "calibration": tuple(existing_data(word) for word in self.calibration or ()),
+            "labels": existing_file(self.labels) if self.labels else "",
+            "max_drop": self.max_drop,
+            "metric": self.metric,
+            "repair_s": self.repair_budget,
+            "allow_undecided": self.allow_undecided,
             "allow_fallback": self.allow_fallback,
             "threads": self.threads,
             "timeout_s": self.timeout,

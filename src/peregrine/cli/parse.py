@@ -42,16 +42,19 @@ def parse_batches(text: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(batches))
 
 
-def parse_precisions(text: str) -> tuple[Precision, ...]:
-    """`fp32,fp16` as precisions, each once, in the order given."""
+def parse_precisions(text: str) -> tuple[Precision | str, ...]:
+    """`fp32,fp16` as precisions, each once, in the order given; `auto` alone as that word."""
     # Its module brings numpy, which `--help` does not wait for.
     from peregrine.types import Precision
 
+    if text.strip() == "auto":
+        return ("auto",)
     try:
         return tuple(dict.fromkeys(Precision(part.strip()) for part in text.split(",")))
     except ValueError:
         raise OptionError(
-            f"{text!r} is no list of precisions.", fix=f"Use some of: {', '.join(Precision)}."
+            f"{text!r} is no list of precisions.",
+            fix=f"Use auto, or some of: {', '.join(Precision)}.",
         ) from None
 
 
@@ -74,3 +77,17 @@ def existing_file(path: Path) -> str:
     if not path.is_file():
         raise OptionError(f"There is no file {path}.", fix="Check the path.")
     return str(path.absolute())
+
+
+def existing_data(word: str) -> str:
+    """The absolute path of a file or a directory of calibration data; the word `random` as it
+    is."""
+    if word == "random":
+        return word
+    if not Path(word).exists():
+        raise OptionError(
+            f"There is no calibration data {word}.",
+            fix="Check the path. Random numbers are taken where you ask for them: "
+            "--calibration random.",
+        )
+    return str(Path(word).absolute())

@@ -41,6 +41,7 @@ def bench(
     Examples:
       peregrine bench resnet50 --batch 1,8,32
       peregrine bench efficientnet_lite0 --images default
+      peregrine bench model.onnx --precision auto --calibration photos/ --labels labels.txt
       peregrine bench model.onnx --objective throughput --max-latency 50
       peregrine bench mypackage.nets:make_model --input x:float32:Bx3x224x224
       peregrine bench --resume RUN_DIR
@@ -93,6 +94,7 @@ def build(
     Examples:
       peregrine build model.onnx --out model.bundle
       peregrine build resnet50 --objective throughput --batch 8,32 --out resnet50.bundle
+      peregrine build efficientnet_lite0 --precision auto --calibration photos/ --out model.bundle
       peregrine build --from RUN_DIR --out model.bundle
     """
     from peregrine import api

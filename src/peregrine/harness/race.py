@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import datetime
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from peregrine.environments import interpreter_for
 from peregrine.errors import NoCandidate, OptionError, PeregrineError
@@ -50,6 +51,7 @@ def race(
     *,
     loader: Loader | None = None,
     given: Sequence[Feeds] = (),
+    calibrating: Iterable[Any] | None = None,
     observer: Observer = ignore,
 ) -> Report:
     """Run a whole race in a new run directory.
@@ -60,13 +62,14 @@ def race(
         loader: makes the model directory from an object in this process; None lets a worker
             load `request.source`.
         given: inputs to judge on beside the random ones.
+        calibrating: feeds to calibrate with, where the request says that they are in memory.
         observer: told of everything as it happens.
 
     Raises:
         PeregrineError: the model, the inputs or the reference are no good, or nothing can run.
         KeyboardInterrupt: passed on; what was measured is kept and the report written.
     """
-    return _Race(RunDirectory.create(path, request), loader, given, observer).run()
+    return _Race(RunDirectory.create(path, request), loader, given, observer, calibrating).run()
 
 
 def resume(path: Path, *, loader: Loader | None = None, observer: Observer = ignore) -> Report:
@@ -85,11 +88,13 @@ class _Race:
         loader: Loader | None,
         given: Sequence[Feeds],
         observer: Observer,
+        calibrating: Iterable[Any] | None = None,
     ) -> None:
         self.directory = run
         self.request = run.request
         self.loader = loader
         self.given = given
+        self.calibrating = calibrating
         self.tell = observer
 
     def run(self) -> Report:
@@ -135,7 +140,12 @@ class _Race:
         if judging is None:
             self.tell(Preparing("making inputs"))
             judging = make_judging(
-                run, model, self.request, self.given, lambda text: self.tell(Preparing(text))
+                run,
+                model,
+                self.request,
+                self.given,
+                lambda text: self.tell(Preparing(text)),
+                self.calibrating,
             )
         return Setting(run, model, self.request, judging, Graphs(run, model, self.request))
 

@@ -6,50 +6,36 @@ in fp32 with graph optimisations off. It runs in a worker like everything else.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from peregrine.backends import registry
 from peregrine.environments import interpreter_for
-from peregrine.errors import BackendUnavailable, OptionError, PeregrineError, ReferenceFailed
+from peregrine.errors import BackendUnavailable, PeregrineError, ReferenceFailed
 from peregrine.harness import wire
-from peregrine.harness.batching import batch_of, tile
+from peregrine.harness.batching import tile
+from peregrine.harness.judged import IMAGES as IMAGES
+from peregrine.harness.judged import RANDOM_SETS, write_inputs
+from peregrine.harness.judged import FeedSet as FeedSet
+from peregrine.harness.judged import image_chunk as image_chunk
 from peregrine.harness.process import Worker
 from peregrine.harness.request import Request
 from peregrine.harness.rundir import RunDirectory
-from peregrine.model.inputs import random_feeds, read_feeds
+from peregrine.model.inputs import random_feeds
 from peregrine.model.model import Model
 from peregrine.results import ReferenceRecord
 from peregrine.types import Array, Candidate, Feeds, Profile, Target
 from peregrine.validate import check_reference
 
-RANDOM_SETS = 3
-"""Random inputs that judge the first batch."""
-IMAGES = "images"
 _INDEPENDENT = 1e-3
 _FILE = "judging.json"
-
-
-@dataclass(frozen=True, slots=True)
-class FeedSet:
-    """Inputs on disk with the reference's outputs for them."""
-
-    name: str
-    batch: int
-    words: str
-    """For the report, e.g. `random uniform [0, 1), seed 3, batch 8`."""
-
-    def feeds(self, run: RunDirectory) -> Path:
-        return run.file("feeds", self.name)
-
-    def outputs(self, run: RunDirectory) -> dict[str, Array]:
-        """The reference's outputs."""
-        return wire.load_arrays(run.file("reference", self.name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +45,24 @@ class Judging:
     workflow: str
     sets: tuple[FeedSet, ...]
     images: tuple[str, ...] = ()
-    """Names of the images, in the order of `feeds/images`; empty when there are none."""
+    """Names of the items in `feeds/images`, in order: photos, or rows of arrays that a split left
+    to judge. Empty when there are none."""
     labels: tuple[int, ...] = ()
     """Class of each image; empty when they have none."""
     rows_independent: bool = False
     """Whether a row's output does not depend on the other rows of its batch."""
     top1: float | None = None
+    kind: str = IMAGES
+    """What `images` are, in a word: `images` or `items`."""
+    split: str = ""
+    """What calibrates and what judges, for the report; empty where nothing calibrates."""
+    calibrating: tuple[str, ...] = ()
+    """Names of the items that calibrate."""
+
+    @property
+    def calibration(self) -> bool:
+        """Whether there is calibration data in the run directory."""
+        return bool(self.calibrating)
 
     def for_batch(self, batch: int) -> tuple[FeedSet, ...]:
         return tuple(s for s in self.sets if s.batch == batch)
@@ -82,10 +80,10 @@ class Judging:
         return wire.load_arrays(run.file("reference", IMAGES))
 
     def record(self) -> ReferenceRecord:
-        words = [s.words for s in self.sets]
+        words = list(dict.fromkeys(s.words for s in self.sets))
         if self.images:
-            words.append(f"{len(self.images)} images" + (", labelled" if self.labels else ""))
-        return ReferenceRecord(self.workflow, tuple(words), self.top1)
+            words.append(f"{len(self.images)} {self.kind}" + (", labelled" if self.labels else ""))
+        return ReferenceRecord(self.workflow, tuple(words), self.top1, self.split)
 
     def save(self, run: RunDirectory) -> None:
         run.write_json(_FILE, self)
@@ -98,8 +96,8 @@ class Judging:
         except OSError:
             return None
         record["sets"] = tuple(FeedSet(**s) for s in record["sets"])
-        for key in ("images", "labels"):
-            record[key] = tuple(record[key])
+        for key in ("images", "labels", "calibrating"):
+            record[key] = tuple(record.get(key, ()))
         return cls(**record)
 
 
@@ -124,24 +122,25 @@ def make_judging(
     request: Request,
     given: Sequence[Feeds],
     say: Callable[[str], None],
+    calibrating: Iterable[Any] | None = None,
 ) -> Judging:
-    """Write the inputs, run the reference on them, and check that it can be trusted.
+    """Write the inputs, run the reference on those that judge, and check that it can be trusted.
+
+    Args:
+        run: where they are kept.
+        model: what is raced.
+        request: what the user named.
+        given: a program's inputs to judge on.
+        say: told what is at work.
+        calibrating: a program's feeds to calibrate with.
 
     Raises:
         ReferenceFailed: it could not run, or gave NaN or Inf.
-        FeedError: the user's inputs or images do not fit the model.
+        FeedError, OptionError: as of `judged.write_inputs`.
     """
-    for stale in ("feeds", "reference"):
-        shutil.rmtree(run.file(stale), ignore_errors=True)
-    try:
-        sets = _write_feeds(run, model, request, given)
-    except MemoryError as error:
-        raise OptionError(
-            f"The inputs of a batch of {max(request.batches)} do not fit into memory.",
-            why=str(error),
-            fix="Name smaller batches with --batch.",
-        ) from error
-    images, labels = _write_images(run, model, request)
+    shutil.rmtree(run.file("reference"), ignore_errors=True)
+    written = write_inputs(run, model, request, given, calibrating)
+    sets, images, labels = written.sets, written.images, written.labels
     candidate, workflow = reference_candidate(model)
     say(f"computing the reference ({workflow})")
     log = run.file("logs", "reference.log")
@@ -161,7 +160,7 @@ def make_judging(
                 _reference_outputs(worker, run, feed_set.name, feed_set.batch, request)
             independent = bool(model.batch) and _rows_independent(worker, run, model, request)
             if images:
-                say(f"computing the reference on {len(images)} images")
+                say(f"computing the reference on {len(images)} {written.kind}")
                 chunk = image_chunk(model, first)
                 _reference_outputs(worker, run, IMAGES, chunk, request, stream=True)
         except BackendUnavailable as error:
@@ -176,7 +175,16 @@ def make_judging(
                 why=error.reason,
                 fix=error.fix or _advice(model, log),
             ) from error
-    judging = Judging(workflow, sets, images, labels, independent)
+    judging = Judging(
+        workflow,
+        sets,
+        images,
+        labels,
+        independent,
+        kind=written.kind,
+        split=written.split,
+        calibrating=written.calibrating,
+    )
     for feed_set in sets:
         check_reference([feed_set.outputs(run)])
     if images:
@@ -185,45 +193,9 @@ def make_judging(
         if labels:
             predicted = outputs[model.outputs[0].name].argmax(axis=-1)
             top1 = float(np.mean(predicted == np.asarray(labels)))
-            judging = Judging(workflow, sets, images, labels, independent, top1)
+            judging = dataclasses.replace(judging, top1=top1)
     judging.save(run)
     return judging
-
-
-def _write_feeds(
-    run: RunDirectory, model: Model, request: Request, given: Sequence[Feeds]
-) -> tuple[FeedSet, ...]:
-    sets = []
-    batches = request.batches if model.batch else (1,)
-    for batch in batches:
-        count = RANDOM_SETS if batch == batches[0] else 1
-        for offset in range(count):
-            seed = request.seed + offset
-            name = f"random-{seed}-batch-{batch}"
-            wire.save_arrays(run.file("feeds", name), random_feeds(model, batch, seed))
-            words = f"random uniform [0, 1), seed {seed}, batch {batch}"
-            sets.append(FeedSet(name, batch, words))
-    from_files = read_feeds([Path(path) for path in request.feeds], model)
-    for number, feeds in enumerate([*given, *from_files]):
-        name = f"user-{number}"
-        wire.save_arrays(run.file("feeds", name), feeds)
-        sets.append(FeedSet(name, batch_of(model, feeds), f"given input {number + 1}"))
-    return tuple(sets)
-
-
-def _write_images(
-    run: RunDirectory, model: Model, request: Request
-) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    if not request.images:
-        return (), ()
-    from peregrine.model.images import default_photos, load_preprocessing, read_images
-
-    directory = default_photos() if request.images == "default" else Path(request.images)
-    given = load_preprocessing(Path(request.preprocessing)) if request.preprocessing else None
-    images = read_images(directory, model, preprocessing=given)
-    wire.save_arrays(run.file("feeds", IMAGES), {model.inputs[0].name: images.pixels})
-    labels = images.labels if images.labels is not None else ()
-    return tuple(images.names), tuple(int(label) for label in labels)
 
 
 def _advice(model: Model, log: Path) -> str:
@@ -235,13 +207,6 @@ def _advice(model: Model, log: Path) -> str:
         f"It ran with {sizes}. If the network is meant for other sizes, name them with --dim; "
         f"else see {log}."
     )
-
-
-def image_chunk(model: Model, batch: int) -> int:
-    """Images a worker runs at once: the race's batch, or the one the model fixes."""
-    if model.batch:
-        return batch
-    return model.inputs[0].resolve(model.dims)[0]
 
 
 def _reference_outputs(

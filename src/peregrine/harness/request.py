@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from peregrine.errors import OptionError
+from peregrine.model.items import RANDOM
 from peregrine.select import Objective
 from peregrine.types import Precision
 
 SWEEP = tuple(2**i for i in range(9))
 """1, 2, 4 ... 256: the paper's batches."""
+IN_MEMORY = "<in memory>"
+"""Stands in a request for calibration data that a program handed over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +54,8 @@ class Request:
     """A JSON file that says how an image becomes an input, where the model does not."""
     thresholds: Mapping[str, float] = field(default_factory=dict)
     calibration: tuple[str, ...] = ()
-    """What quantised graphs get their ranges from: a directory of photos, `.npz` or `.npy` files,
-    or the word `random`."""
+    """What quantised graphs get their ranges from: directories of photos or of arrays, `.npz` or
+    `.npy` files, or the word `random` alone."""
     labels: str = ""
     """A file of `file class-index` lines, where the photos' own directory has no labels.txt."""
     max_drop: float | None = None
@@ -98,4 +102,33 @@ class Request:
             raise OptionError(
                 "A race needs at least 1 run a measurement and 3 final rounds.",
                 fix="Raise --runs or --rounds.",
+            )
+        self._check_accuracy()
+
+    def _check_accuracy(self) -> None:
+        if RANDOM in self.calibration and len(self.calibration) > 1:
+            raise OptionError(
+                "Random numbers beside real data would only spoil its ranges.",
+                fix="Leave --calibration random out.",
+            )
+        if self.labels and not self.images and self.calibration in ((), (RANDOM,)):
+            raise OptionError(
+                "There are labels (--labels) and no photos.",
+                fix="Name the photos with --images DIR or --calibration DIR.",
+            )
+        if self.max_drop is not None and not 0 <= self.max_drop < math.inf:
+            raise OptionError(
+                f"A drop of at most {self.max_drop:g} makes no sense.",
+                fix="Give points of top-1, from 0: --max-drop 0.5.",
+            )
+        if not 0 <= self.repair_s < math.inf:
+            raise OptionError(
+                f"A repair cannot take {self.repair_s:g} s.",
+                fix="Give seconds, or 0 to repair nothing: --repair-budget 120.",
+            )
+        location, _, function = self.metric.partition(":")
+        if self.metric and not (location and function.isidentifier()):
+            raise OptionError(
+                f"The metric {self.metric!r} names no function.",
+                fix="Write it as module:function: --metric my_metrics:accuracy.",
             )

@@ -177,26 +177,41 @@ def load_preprocessing(path: Path) -> dict[str, Any]:
     return said
 
 
-def read_images(
+@dataclass(frozen=True, slots=True)
+class Photos:
+    """A directory of photos that fit a model, none of them decoded yet."""
+
+    directory: Path
+    steps: Preprocessing
+    listed: tuple[tuple[str, int | None], ...]
+    """File names, and their class indices where somebody says them."""
+
+    def read(self, name: str) -> Array:
+        """One photo as `Preprocessing.apply` makes it. Raises FeedError: it is damaged."""
+        return _read(self.directory / name, self.steps)
+
+
+def list_photos(
     directory: Path,
     model: Model,
-    limit: int | None = None,
     preprocessing: Mapping[str, Any] | None = None,
-) -> ImageSet:
-    """Read a directory of photos as inputs of a model of one float32 image input.
+    labels: Path | None = None,
+) -> Photos:
+    """Photos of a directory as inputs of a model of one float32 image input.
 
-    Where there is a `labels.txt` (`file class-index` a line), the photos are those it lists, in
-    its order; else all of the directory, by name.
+    Where there are labels (`file class-index` a line), the photos are those that they list, in
+    that order; else all of the directory, by name.
 
     Args:
         directory: of .jpg, .png, .webp or .bmp files.
         model: whose `preprocessing` is used when none is given.
-        limit: at most so many photos.
         preprocessing: instead of the model's; see `Preprocessing.parse`.
+        labels: a file of labels in place of the directory's own `labels.txt`. It may list more
+            photos than there are: it often belongs to a larger set.
 
     Raises:
         OptionError: nobody says how to preprocess, or it does not fit the model's input.
-        FeedError: no photos, one that cannot be decoded, or a wrong `labels.txt`.
+        FeedError: no photos, or wrong labels.
     """
     said = preprocessing or model.preprocessing
     if not said:
@@ -207,9 +222,23 @@ def read_images(
         )
     steps = Preprocessing.parse(said)
     _check_fit(steps, model)
-    listed = _listed(directory)
-    chosen = listed[:limit] if limit is not None else listed
-    pixels = np.stack([_read(directory / name, steps) for name, _ in chosen])
+    return Photos(directory, steps, tuple(_listed(directory, labels)))
+
+
+def read_images(
+    directory: Path,
+    model: Model,
+    limit: int | None = None,
+    preprocessing: Mapping[str, Any] | None = None,
+) -> ImageSet:
+    """Read the photos that `list_photos` finds, at most `limit` of them.
+
+    Raises:
+        OptionError, FeedError: as of `list_photos`, and for a photo that cannot be decoded.
+    """
+    photos = list_photos(directory, model, preprocessing)
+    chosen = photos.listed[:limit]
+    pixels = np.stack([photos.read(name) for name, _ in chosen])
     labels = [label for _, label in chosen if label is not None]
     return ImageSet(
         tuple(name for name, _ in chosen), pixels, np.array(labels, np.int64) if labels else None
@@ -237,36 +266,64 @@ def _check_fit(steps: Preprocessing, model: Model) -> None:
         )
 
 
-def _listed(directory: Path) -> list[tuple[str, int | None]]:
-    """File names with labels, from `labels.txt` or from the directory."""
+def is_photo(path: Path) -> bool:
+    """Whether a file is one of the kinds that are read, by its name."""
+    return path.suffix.lower() in _SUFFIXES
+
+
+def _listed(directory: Path, labels: Path | None) -> list[tuple[str, int | None]]:
+    """File names with labels: of `labels`, of the directory's own, or of nobody."""
     if not directory.is_dir():
-        raise FeedError(f"There is no directory {directory}.", fix="Check --images.")
-    labels = directory / LABELS_FILE
-    if not labels.is_file():
-        names = sorted(p.name for p in directory.iterdir() if p.suffix.lower() in _SUFFIXES)
+        raise FeedError(f"There is no directory {directory}.", fix="Check the path.")
+    own = directory / LABELS_FILE
+    if labels is not None:
+        found = [pair for pair in _labels(labels) if (directory / pair[0]).is_file()]
+        if not found:
+            raise FeedError(
+                f"{labels} lists none of the photos in {directory}.",
+                fix="Write `file class-index` lines with names as they are in that directory.",
+            )
+        return [*found]
+    if not own.is_file():
+        names = sorted(p.name for p in directory.iterdir() if is_photo(p))
         if not names:
             raise FeedError(
                 f"{directory} holds no photos.",
                 fix=f"Name a directory of {', '.join(sorted(_SUFFIXES))} files.",
             )
         return [(name, None) for name in names]
-    listed: list[tuple[str, int | None]] = []
-    for number, line in enumerate(labels.read_text().splitlines(), 1):
+    listed = _labels(own)
+    for name, _ in listed:
+        if not (directory / name).is_file():
+            raise FeedError(
+                f"{own} lists {name}, which is not there.", fix="Remove its line, or add the photo."
+            )
+    return [*listed]
+
+
+def _labels(path: Path) -> list[tuple[str, int]]:
+    """The lines of a labels file."""
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise FeedError(
+            f"The labels {path} cannot be read.",
+            why=str(error),
+            fix="Name a text file of `file class-index` lines.",
+        ) from error
+    listed: list[tuple[str, int]] = []
+    for number, line in enumerate(text.splitlines(), 1):
         name, _, index = line.strip().rpartition(" ")
         if not line.strip():
             continue
         if not name or not index.isdecimal():
             raise FeedError(
-                f"Line {number} of {labels} is not understood: {line[:80]!r}.",
+                f"Line {number} of {path} is not understood: {line[:80]!r}.",
                 fix="Write `file class-index`, e.g. `cat.jpg 281`.",
-            )
-        if not (directory / name).is_file():
-            raise FeedError(
-                f"{labels} lists {name}, which is not there.", fix=f"Remove line {number}."
             )
         listed.append((name.strip(), int(index)))
     if not listed:
-        raise FeedError(f"{labels} lists no photos.", fix="Write `file class-index` lines.")
+        raise FeedError(f"{path} lists no photos.", fix="Write `file class-index` lines.")
     return listed
 
 

@@ -6,7 +6,7 @@ import difflib
 import math
 import re
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import numpy as np
 from peregrine.errors import FeedError, OptionError
 from peregrine.model.feeds import check_feeds, check_finite
 from peregrine.model.model import Model
-from peregrine.types import Array, Dim, TensorSpec, numpy_dtype
+from peregrine.types import Array, Dim, Feeds, TensorSpec, numpy_dtype
 
 BATCH = "batch"
 _BATCH_LETTERS = {"B", "b", "N", BATCH}
@@ -155,15 +155,24 @@ def read_feeds(paths: Iterable[Path | str], model: Model) -> list[dict[str, Arra
     """
     feeds = []
     for path in paths:
-        arrays = _read_arrays(Path(path), model.inputs)
-        try:
-            sizes = check_feeds(model.inputs, arrays)
-            check_finite(arrays)
-            _check_sizes(model, sizes)
-        except FeedError as error:
-            raise FeedError(f"{path}: {error.what}", why=error.why, fix=error.fix) from error
+        arrays = read_arrays(Path(path), model)
+        check_fit(model, arrays, str(path))
         feeds.append(arrays)
     return feeds
+
+
+def check_fit(model: Model, arrays: Feeds, where: str) -> None:
+    """Check that a user's arrays can be fed in the race that was set up.
+
+    Raises:
+        FeedError: naming `where` they come from; see `read_feeds`.
+    """
+    try:
+        sizes = check_feeds(model.inputs, arrays)
+        check_finite(arrays)
+        _check_sizes(model, sizes)
+    except FeedError as error:
+        raise FeedError(f"{where}: {error.what}", why=error.why, fix=error.fix) from error
 
 
 def _check_sizes(model: Model, sizes: dict[str, int]) -> None:
@@ -176,7 +185,13 @@ def _check_sizes(model: Model, sizes: dict[str, int]) -> None:
             )
 
 
-def _read_arrays(path: Path, inputs: Sequence[TensorSpec]) -> dict[str, Array]:
+def read_arrays(path: Path, model: Model) -> dict[str, Array]:
+    """The named arrays of an `.npz`, or the one of an `.npy` for a model of one input.
+
+    Raises:
+        FeedError: there is no such file, it is damaged, or an `.npy` cannot be all inputs.
+    """
+    inputs = model.inputs
     try:
         # allow_pickle stays off: an object array can execute code.
         loaded = np.load(path, allow_pickle=False)
