@@ -150,8 +150,8 @@ def test_nothing_heavy_is_imported() -> None:
 SMI = """#!/bin/sh
 case "$*" in
   *query-gpu*) cat <<'END'
-NVIDIA H200, GPU-aaaa, 9.0, 143771, 580.159.04
-NVIDIA L4, GPU-bbbb, 8.9, [N/A], 580.159.04
+NVIDIA H200, GPU-aaaa, 9.0, 143771, 580.159.04, 700.00, 1980
+NVIDIA L4, GPU-bbbb, 8.9, [N/A], 580.159.04, [N/A], [N/A]
 END
   ;;
   *) echo "| NVIDIA-SMI 580.159.04  Driver Version: 580.159.04  CUDA Version: 13.0  |" ;;
@@ -176,7 +176,11 @@ def test_gpus_by_the_drivers_tool(path_of_tools: Path) -> None:
     """What nvidia-smi printed on a machine with an H200, and a second card beside it."""
     put_smi(path_of_tools, SMI)
     first, second = hardware._gpus_from_smi()
-    assert str(first) == ("NVIDIA H200 (capability 9.0, 143771 MiB, driver 580.159.04, CUDA 13.0)")
+    assert str(first) == (
+        "NVIDIA H200 (capability 9.0, 143771 MiB, at most 700 W, SM clock up to 1980 MHz, "
+        "driver 580.159.04, CUDA 13.0)"
+    )
+    assert str(second) == "NVIDIA L4 (capability 8.9, 0 MiB, driver 580.159.04, CUDA 13.0)"
     assert (second.capability, second.memory_mb) == ("8.9", 0.0)
 
 

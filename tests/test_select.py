@@ -6,10 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from peregrine.errors import OptionError
-from peregrine.objective import in_flight_latency_ms
+from peregrine.objective import in_flight_latency_ms, memory_mb
 from peregrine.results import (
     Boundary,
     CandidateResult,
+    DeviceConditions,
     FinalRound,
     LatencyMs,
     Measurement,
@@ -162,6 +163,22 @@ class TestObjective:
         failure = objective.constraint_failure(row("a", measured(10)))
         assert words in failure
         assert bool(failure) == bool(words)
+
+    def test_on_a_gpu_the_limit_is_on_the_devices_memory(self):
+        on_device = dataclasses.replace(measured(1), device_peak_mb=700.0, peak_mb=5000.0)
+        memory = Memory(5000.0, device_peak_mb=600.0, device_memory_by="NVML, this process")
+        found = dataclasses.replace(row("a", on_device), memory=memory)
+        assert memory_mb(found, on_device) == 700
+        assert memory_mb(found) == 600
+        assert not Objective.latency(max_memory_mb=701).constraint_failure(found)
+        said = Objective.latency(max_memory_mb=699).constraint_failure(found)
+        assert "device memory at batch 1 is 700 MB; at most 699 MB" in said
+
+    def test_on_a_gpu_whose_memory_is_unknown_the_hosts_does_not_stand_in(self):
+        conditions = DeviceConditions(readings=0, reason="no NVML")
+        found = row("a", dataclasses.replace(measured(1, peak=100.0), device=conditions))
+        assert memory_mb(found) is None
+        assert "not measured" in Objective.latency(max_memory_mb=500).constraint_failure(found)
 
     def test_unknown_memory_does_not_pass_a_limit_on_it(self):
         unknown = row("a", measured(1), memory=None)

@@ -57,12 +57,19 @@ class Gpu:
     driver: str
     cuda: str
     """The newest CUDA that the driver can run."""
+    power_limit_w: float | None = None
+    """What the card is held to now, watts."""
+    max_sm_clock_mhz: float | None = None
 
     def __str__(self) -> str:
-        return (
-            f"{self.name} (capability {self.capability}, {self.memory_mb:.0f} MiB, "
-            f"driver {self.driver}, CUDA {self.cuda})"
-        )
+        limits = []
+        if self.power_limit_w is not None:
+            limits.append(f"at most {self.power_limit_w:.0f} W")
+        if self.max_sm_clock_mhz is not None:
+            limits.append(f"SM clock up to {self.max_sm_clock_mhz:.0f} MHz")
+        facts = [f"capability {self.capability}", f"{self.memory_mb:.0f} MiB", *limits]
+        facts += [f"driver {self.driver}", f"CUDA {self.cuda}"]
+        return f"{self.name} ({', '.join(facts)})"
 
 
 def machine() -> MachineRecord:
@@ -192,6 +199,14 @@ def _gpus_from_nvml(nvml: ModuleType) -> Iterable[Gpu]:
         nvml.nvmlInit()
     except nvml.NVMLError:
         return []  # the library is there, a driver is not
+
+    def ask(function: str, *arguments: object) -> float | None:
+        """A figure that some GPUs do not tell."""
+        try:
+            return float(getattr(nvml, function)(*arguments))
+        except nvml.NVMLError:
+            return None
+
     try:
         driver = nvml.nvmlSystemGetDriverVersion()
         cuda = nvml.nvmlSystemGetCudaDriverVersion_v2()
@@ -199,6 +214,7 @@ def _gpus_from_nvml(nvml: ModuleType) -> Iterable[Gpu]:
         for index in range(nvml.nvmlDeviceGetCount()):
             handle = nvml.nvmlDeviceGetHandleByIndex(index)
             major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
+            limit_mw = ask("nvmlDeviceGetEnforcedPowerLimit", handle)
             found.append(
                 Gpu(
                     name=nvml.nvmlDeviceGetName(handle),
@@ -207,6 +223,8 @@ def _gpus_from_nvml(nvml: ModuleType) -> Iterable[Gpu]:
                     memory_mb=nvml.nvmlDeviceGetMemoryInfo(handle).total / _MIB,
                     driver=driver,
                     cuda=f"{cuda // 1000}.{cuda % 1000 // 10}",
+                    power_limit_w=None if limit_mw is None else limit_mw / 1e3,
+                    max_sm_clock_mhz=ask("nvmlDeviceGetMaxClockInfo", handle, nvml.NVML_CLOCK_SM),
                 )
             )
         return found
@@ -215,23 +233,30 @@ def _gpus_from_nvml(nvml: ModuleType) -> Iterable[Gpu]:
 
 
 def _gpus_from_smi() -> Iterator[Gpu]:
-    fields = "name,uuid,compute_cap,memory.total,driver_version"
+    fields = "name,uuid,compute_cap,memory.total,driver_version,enforced.power.limit,clocks.max.sm"
     rows = _output(["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"])
     header = _output(["nvidia-smi"]) if rows else ""
     cuda = re.search(r"CUDA Version:\s*([\d.]+)", header)
     for row in rows.splitlines():
         values = [value.strip() for value in row.split(",")]
-        if len(values) != 5:  # not a GPU's row: what nvidia-smi prints when the driver is gone
+        if len(values) != 7:  # not a GPU's row: what nvidia-smi prints when the driver is gone
             continue
-        name, uuid, capability, memory, driver = values
+        name, uuid, capability, memory, driver, power, clock = values
         yield Gpu(
             name=name,
             uuid=uuid,
             capability=capability,
-            memory_mb=float(memory) if memory.replace(".", "", 1).isdigit() else 0.0,
+            memory_mb=_figure(memory) or 0.0,
             driver=driver,
             cuda=cuda[1] if cuda else "",
+            power_limit_w=_figure(power),
+            max_sm_clock_mhz=_figure(clock),
         )
+
+
+def _figure(text: str) -> float | None:
+    """A figure of nvidia-smi's, which says `[N/A]` for none."""
+    return float(text) if text.replace(".", "", 1).isdigit() else None
 
 
 def _output(command: list[str]) -> str:

@@ -153,7 +153,7 @@ class Objective:
                 return "Its memory was not measured, and the objective limits it."
             if memory > self.max_memory_mb:
                 return (
-                    f"Its peak memory at batch {m.batch} is {memory:.0f} MB; "
+                    f"Its peak {_memory_of(result)} at batch {m.batch} is {memory:.0f} MB; "
                     f"at most {self.max_memory_mb:g} MB is allowed."
                 )
         return ""
@@ -171,14 +171,32 @@ def in_flight_latency_ms(m: Measurement) -> float:
 
 
 def memory_mb(result: CandidateResult, m: Measurement | None = None) -> float | None:
-    """Peak MiB a row takes, host and device together: at `m` where that was recorded, else at
-    the smallest batch. None where nothing was."""
+    """Peak MiB a row takes: at `m` where that was recorded, else at the smallest batch. None
+    where nothing was.
+
+    On a GPU it is the device's memory alone, which is what is scarce there: a limit stands for a
+    smaller card, and a CUDA runtime maps gigabytes of host memory that no card must hold.
+    """
+    if on_gpu(result):
+        device = m.device_peak_mb if m is not None else None
+        if device is None and result.memory is not None:
+            device = result.memory.device_peak_mb
+        return device
     host = m.peak_mb if m is not None else None
-    device = None
-    if result.memory is not None:
-        host = result.memory.host_peak_mb if host is None else host
-        device = result.memory.device_peak_mb
-    return None if host is None else host + (device or 0.0)
+    if host is None and result.memory is not None:
+        host = result.memory.host_peak_mb
+    return host
+
+
+def on_gpu(result: CandidateResult) -> bool:
+    """Whether a row ran with a GPU, by what its memory and measurements say."""
+    memory = result.memory
+    known = memory is not None and (memory.device_memory_by or memory.device_peak_mb is not None)
+    return bool(known) or any(m.device is not None for m in result.measurements)
+
+
+def _memory_of(result: CandidateResult) -> str:
+    return "device memory" if on_gpu(result) else "memory"
 
 
 def item_ms(m: Measurement, objective: Objective) -> float:

@@ -60,6 +60,11 @@ class Session(abc.ABC):
     def fetch(self) -> dict[str, Array]:
         """Outputs of the last inference as host arrays that the caller owns."""
 
+    def cuda_stream(self) -> int | None:
+        """The CUDA stream that `enqueue` works on now, as the driver's handle (0 is the default
+        stream); None where the runtime shows none. CUDA events are recorded on it."""
+        return None
+
     def run(self, feeds: Feeds) -> dict[str, Array]:
         """One inference from host arrays to host arrays. Override where a shorter way exists."""
         self.bind(feeds)

@@ -23,6 +23,8 @@ from functools import partial
 from typing import Any
 
 from peregrine.backends.base import Session
+from peregrine.harness.cuda_events import time_by_events
+from peregrine.harness.device import DeviceWatch
 from peregrine.harness.statistics import PAPER_RUNS, bootstrap_ci_of_median, latency_ms
 from peregrine.results import Boundary, Measurement
 from peregrine.types import Feeds
@@ -74,9 +76,10 @@ def warm_up(
     *,
     min_runs: int = 3,
     max_s: float = 10.0,
+    ready: Callable[[], bool] = lambda: True,
     clock: Clock = time.perf_counter_ns,
 ) -> WarmUp:
-    """Call `once` until it has settled, or for `max_s` seconds.
+    """Call `once` until it has settled and `ready` says so too, or for `max_s` seconds.
 
     Settled: the medians of two successive windows are within 3% of each other. A window is at
     least 5 runs and 50 ms, so that a model of microseconds is not called settled before the
@@ -99,7 +102,7 @@ def warm_up(
         ):
             median = stdlib_statistics.median(window)
             settled = previous is not None and abs(median - previous) <= _STABLE_WITHIN * previous
-            if settled and runs >= min_runs:
+            if settled and runs >= min_runs and ready():
                 return WarmUp(runs, True, median / 1e6)
             previous, window, spent = median, [], 0
         if now - start >= max_s * 1e9:
@@ -115,12 +118,14 @@ def sample(
     min_s: float = 1.0,
     max_s: float = 60.0,
     max_runs: int = 10_000,
+    between: Callable[[], None] | None = None,
     clock: Clock = time.perf_counter_ns,
 ) -> list[float]:
     """Time single calls of `once`: milliseconds each, in order, all of them kept.
 
     Goes on until there are `min_runs` samples and `min_s` seconds have passed; `max_s` or
-    `max_runs` end it in any case, after at least one sample.
+    `max_runs` end it in any case, after at least one sample. `between` is called after each
+    sample, untimed.
     """
     taken: list[int] = []
     with _collector_off():
@@ -131,6 +136,8 @@ def sample(
             once()
             end = clock()
             taken.append(end - start)
+            if between is not None:
+                between()
             count = len(taken)
             if end >= limit or count >= max_runs or (end >= enough and count >= min_runs):
                 break
@@ -144,6 +151,7 @@ def measure(
     boundary: Boundary,
     budget: Budget | None = None,
     *,
+    device: DeviceWatch | None = None,
     clock: Clock = time.perf_counter_ns,
 ) -> Measurement:
     """Warm a session up and time it, single stream; `feeds` hold `batch` items.
@@ -152,18 +160,33 @@ def measure(
     `enqueue` + `synchronize` on inputs bound once. Where `session.parallelism` is above 1,
     `throughput_per_s` is that of as many inferences in flight (see `measure_throughput`), and
     the latency still that of one inference at a time. `peak_mb` is left to who can see it.
+
+    On a GPU, which `device` watches, the warm-up also goes on until the SM clock has settled, at
+    most 3 s for that; and at the device boundary some more inferences are timed by CUDA events.
     """
     budget = budget or Budget()
     once = _single_inference(session, feeds, boundary)
-    warm = warm_up(once, max_s=budget.warmup_s, clock=clock)
+    conditions = device.conditions(clock) if device is not None else None
+    if conditions is None:
+        warm = warm_up(once, max_s=budget.warmup_s, clock=clock)
+    else:
+        with conditions.warming():
+            warm = warm_up(once, max_s=budget.warmup_s, ready=conditions.ready, clock=clock)
+        conditions.begin(once, warm.last_ms)
     samples = sample(
         once,
         min_runs=budget.min_runs,
         min_s=budget.min_s,
         max_s=budget.max_s,
         max_runs=budget.max_runs,
+        between=conditions.look if conditions is not None else None,
         clock=clock,
     )
+    by_events: list[float] | None = None
+    if conditions is not None:
+        conditions.end(once, warm.last_ms)
+        if boundary is Boundary.DEVICE:
+            by_events = time_by_events(session, runs=budget.min_runs, max_s=budget.min_s)
     parallelism = max(1, session.parallelism)
     per_s = _single_stream_per_s(samples, batch)
     if parallelism > 1:
@@ -180,6 +203,9 @@ def measure(
         warmup=warm.runs,
         stable=warm.stable,
         parallelism=parallelism,
+        device_peak_mb=device.peak_mb if device is not None else None,
+        device=conditions.record(len(samples)) if conditions is not None else None,
+        events_ms=latency_ms(by_events) if by_events else None,
     )
 
 

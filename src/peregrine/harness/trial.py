@@ -188,11 +188,13 @@ class _Trial:
             self.measure(worker, lead, first, Boundary.HOST)
             host = self.measured[-1]
             self.decide()
+            peak = worker.call("peak", timeout_s=self.request.timeout_s)
             self.update(
                 memory=Memory(
                     host_peak_mb=host.peak_mb or 0.0,
                     host_build_peak_mb=opened["host_build_peak_mb"],
                     host_baseline_mb=opened["host_baseline_mb"],
+                    **peak["device"],
                 ),
             )
             self.save(worker, first)

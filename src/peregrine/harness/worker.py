@@ -31,6 +31,7 @@ from peregrine.errors import (
 )
 from peregrine.harness import clock, memory, wire
 from peregrine.harness.batching import tile
+from peregrine.harness.device import DeviceWatch
 from peregrine.model.graphs import Graph
 from peregrine.model.model import Model
 from peregrine.results import Boundary, to_builtins
@@ -71,6 +72,8 @@ class Commands:
         self._target = Target()
         self._sessions: list[Session] = []
         self._built_from: Path | None = None
+        self._device: DeviceWatch | None = None
+        """The GPU that the session is on; None on a CPU."""
         self._repairer: Repairer | None = None
 
     def prepare(self, source: str, directory: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -167,6 +170,7 @@ class Commands:
         self._model = Model.open(Path(model))
         self._candidate = wire.decode_candidate(candidate)
         self._target = wire.decode_target(target)
+        self._device = DeviceWatch.open(self._target.device) if self._target.is_cuda else None
         self._built_from = Path(artifact) if artifact else None
         self._backend = registry.load(backend)
         support = self._backend.available()
@@ -219,16 +223,23 @@ class Commands:
         return tile(self._model.inputs, self._model.batch, arrays, batch)
 
     def first_run(self, feeds: str, batch: int) -> dict[str, Any]:
-        """The first inference of a fresh session, milliseconds at the host boundary."""
+        """The first inference of a fresh session, milliseconds at the host boundary, and the
+        memory on the device up to then, where it is on one."""
         arrays = self._feeds(feeds, batch)
         session = self._session(batch)
-        started = time.perf_counter()
-        session.run(arrays)
-        return {"ms": (time.perf_counter() - started) * 1e3}
+        with self._device.beside() if self._device else contextlib.nullcontext():
+            started = time.perf_counter()
+            session.run(arrays)
+            seconds = time.perf_counter() - started
+        return {"ms": seconds * 1e3, "device": self._device_memory()}
 
     def peak(self) -> dict[str, Any]:
-        """Peak memory of this process since its session was ready."""
-        return {"host_peak_mb": memory.peak_mb()}
+        """Peak memory of this process since its session was ready, or the last measurement
+        began; `device` holds fields of `results.Memory`, none on a CPU."""
+        return {"host_peak_mb": memory.peak_mb(), "device": self._device_memory()}
+
+    def _device_memory(self) -> dict[str, Any]:
+        return self._device.memory() if self._device else {}
 
     def outputs(self, feeds: str, batch: int, out: str) -> dict[str, Any]:
         """Run feeds and write the outputs; the race judges them, not this process."""
@@ -269,8 +280,15 @@ class Commands:
         arrays = self._feeds(feeds, batch)
         session = self._session(batch)
         memory.reset_peak()
+        if self._device is not None:
+            self._device.reset_peak()
         measurement = clock.measure(
-            session, arrays, batch, Boundary(boundary), clock.Budget(**budget)
+            session,
+            arrays,
+            batch,
+            Boundary(boundary),
+            clock.Budget(**budget),
+            device=self._device,
         )
         record = to_builtins(measurement)
         record["peak_mb"] = memory.peak_mb()
