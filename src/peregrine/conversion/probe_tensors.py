@@ -9,22 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import onnx
 
 from peregrine.conversion.prepare import at_opset, opset
 from peregrine.conversion.ranges import open_session
 from peregrine.errors import Unsupported
 from peregrine.types import Array, Feeds
 
-if TYPE_CHECKING:
-    import onnx
-
 CONVERTED = "converted//"
 """Before the names of the conversion's tensors, where both graphs are in one."""
 _BEFORE = "before//"
-"""Before the name of a tensor that lacks its activation function in the conversion."""
+"""Before the name of a tensor that the conversion has without its activation function, or in
+another type."""
+_NARROW = "narrow//"
+"""Before the name of an fp32 tensor, cast to the type that the conversion has there."""
 _EXACT = "exact//"
 _DELTA = "delta//"
 _MERGED = ("Relu", "Clip")
@@ -104,8 +105,6 @@ def side_by_side(exact: onnx.ModelProto, converted: onnx.ModelProto) -> onnx.Mod
     roundings count for the node that reads them where the converter put them behind `t`, and for
     the node that makes `t` where it put them before.
     """
-    import onnx
-
     # A converter may have raised the version for an operator that it needs.
     if opset(converted) > opset(exact):
         exact = at_opset(exact, opset(converted))
@@ -121,25 +120,44 @@ def side_by_side(exact: onnx.ModelProto, converted: onnx.ModelProto) -> onnx.Mod
         copy.CopyFrom(tensor)
         copy.name = renamed[tensor.name]
     exact_wiring, merged = Wiring.of(exact), merged_nodes(exact, converted)
+    narrow = {name: kind for name, kind in _types(converted).items() if name in known}
+
+    def cast(source: str, target: str, to: int) -> None:
+        made.graph.node.append(onnx.helper.make_node("Cast", [source], [target], target, to=to))
+
+    narrowed: set[str] = set()
     shown = []
     for node in converted.graph.node:
+        for name in sorted(set(node.input) & narrow.keys() - narrowed):
+            cast(name, _NARROW + name, narrow[name])
+            narrowed.add(name)
         copy = made.graph.node.add()
         copy.CopyFrom(node)
         copy.name = CONVERTED + node.name
         # Names of the conversion's own need no prefix; a name that both have is the fp32 one
         # wherever it is read, also inside the bodies of If and Loop.
-        copy.input[:] = [renamed.get(name, name) for name in node.input]
+        copy.input[:] = [
+            _NARROW + name if name in narrow else renamed.get(name, name) for name in node.input
+        ]
         copy.output[:] = [
-            _BEFORE + n if n in merged else CONVERTED + n if n in known | constants else n
+            _BEFORE + n
+            if n in merged or n in narrow
+            else CONVERTED + n
+            if n in known | constants
+            else n
             for n in node.output
         ]
-        shown += [name for name in node.output if name in known]
-        for name in merged.keys() & set(node.output):
-            activation = made.graph.node.add()
-            activation.CopyFrom(exact_wiring.maker[name])
-            activation.name = CONVERTED + activation.name
-            activation.input[0] = _BEFORE + name
-            activation.output[0] = CONVERTED + name
+        for name in node.output:
+            if name in merged:
+                activation = made.graph.node.add()
+                activation.CopyFrom(exact_wiring.maker[name])
+                activation.name = CONVERTED + activation.name
+                activation.input[0] = _BEFORE + name
+                activation.output[0] = CONVERTED + name
+            elif name in narrow:
+                cast(_BEFORE + name, CONVERTED + name, onnx.TensorProto.FLOAT)
+            if name in known:
+                shown.append(name)
     _merge_opsets(made, converted)
     del made.graph.output[:]
     for name in shown:
@@ -149,11 +167,16 @@ def side_by_side(exact: onnx.ModelProto, converted: onnx.ModelProto) -> onnx.Mod
     return made
 
 
+def _types(converted: onnx.ModelProto) -> dict[str, int]:
+    """Tensor -> its type, where that is a float narrower than float32."""
+    narrow = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+    kinds = {v.name: v.type.tensor_type.elem_type for v in converted.graph.value_info}
+    return {name: kind for name, kind in kinds.items() if kind in narrow}
+
+
 def with_deltas(exact: onnx.ModelProto, tensors: Iterable[str]) -> onnx.ModelProto:
     """The fp32 graph with something to add to each of these float32 tensors: an input
     `delta//NAME` each, a scalar 0 for nothing, else of the tensor's shape."""
-    import onnx
-
     made = onnx.ModelProto()
     made.CopyFrom(exact)
     wanted = set(tensors)

@@ -96,7 +96,11 @@ class Repairer:
         except PeregrineError as error:
             outcome = f"The repair ended: {error.reason}"
         except _BudgetEnded:
-            outcome = f"The budget of {budget_s:.0f} s ended after {_steps(len(search.steps))}."
+            outcome = (
+                f"The budget of {budget_s:.0f} s ended after {_steps(len(search.steps))}: with "
+                f"{search.steps[-1].kept} layers in fp32 the error was still "
+                f"{search.steps[-1].scaled_error:.2g}."
+            )
         seconds = time.monotonic() - began
         repair = Repair("", "", tuple(search.steps), seconds, budget_s, outcome)
         return Attempt(repair, conversion)
@@ -261,7 +265,13 @@ def _first(ranking: Sequence[Blamed], count: int) -> frozenset[str]:
 
 
 def _kept_words(kept: Sequence[Blamed], convertible: int, more: str) -> str:
-    named = ", ".join(f"{b.node} ({b.reason})" for b in kept[:_NAMED])
+    # Neighbours that one tensor is to blame for share a reason.
+    groups: dict[str, list[Blamed]] = {}
+    for b in kept[:_NAMED]:
+        groups.setdefault(b.reason.tensor or b.node, []).append(b)
+    named = ", ".join(
+        f"{' and '.join(b.node for b in group)} ({group[0].reason})" for group in groups.values()
+    )
     others = f", and {len(kept) - _NAMED} more" if len(kept) > _NAMED else ""
     return f"{len(kept)} of {convertible} layers kept in fp32: {named}{others}." + (
         f" {more}" if more else ""

@@ -16,7 +16,7 @@ import numpy as np
 from peregrine.conversion.calibration import Calibration
 from peregrine.conversion.job import GRAPH_FILE, Job, Made
 from peregrine.conversion.probe_tensors import Runner
-from peregrine.conversion.quantize import collect_ranges, quantize
+from peregrine.conversion.quantize import choose, collect_ranges, quantize
 from peregrine.conversion.ranges import Bounds
 from peregrine.conversion.typed import emulate
 from peregrine.conversion.untracked import import_openvino
@@ -24,7 +24,8 @@ from peregrine.discrepancy import comparable, is_exact, measure
 from peregrine.errors import Unsupported
 from peregrine.model.graphs import Graph
 from peregrine.model.model import Model
-from peregrine.types import Array
+from peregrine.results import CalibratorTrial
+from peregrine.types import Array, Precision
 
 if TYPE_CHECKING:
     import onnx
@@ -117,9 +118,16 @@ class Trials:
         self._calibration = calibration
         self.prepared = prepared
         self.items = min(items, len(calibration))
-        self.blamed_graph = Graph.U8S8 if graph is Graph.NNCF else graph
-        """What nodes are ranked by: OpenVINO's graph is of its own operators, and quantises the
-        same tensors."""
+
+    @cached_property
+    def blamed_graph(self) -> Graph:
+        """What nodes are ranked by. OpenVINO's graph is of its own operators, and quantises the
+        same tensors as u8s8. FP8 lies over fp16: where that alone is broken, it comes first."""
+        if self._graph is Graph.NNCF:
+            return Graph.U8S8
+        if self._graph is Graph.FP8 and self._broken_in_half(frozenset()):
+            return Graph.FP16
+        return self._graph
 
     @cached_property
     def reference(self) -> list[dict[str, Array]]:
@@ -140,11 +148,12 @@ class Trials:
         empty where the graph has no such ranges."""
         if self._graph not in (Graph.U8S8, Graph.S8S8):
             return ""
-        errors = {
-            name: judge(self.reference, self._quantised(name, frozenset()), False).scaled_error
-            for name in self._ranges
-        }
-        return min(errors, key=errors.__getitem__)
+        tried = []
+        for name in self._ranges:
+            outputs = self._quantised(name, frozenset())
+            found = judge(self.reference, outputs, self._model.classifier)
+            tried.append(CalibratorTrial(name, found.scaled_error, found.agreement))
+        return choose(tried)
 
     def run(self, keep: frozenset[str]) -> list[dict[str, Array]]:
         """Outputs of the graph that leaves `keep` in fp32, item by item.
@@ -153,9 +162,11 @@ class Trials:
             Unsupported: it cannot be made, or there is nothing here that runs it.
         """
         if self._graph in (Graph.FP16, Graph.BF16):
-            return self._outputs(Runner(self._emulated(keep), optimised=False))
+            return self._in_half(keep)
         if self.calibrator:
             return self._quantised(self.calibrator, keep)
+        if self._graph is Graph.FP8 and (broken := self._broken_in_half(keep)):
+            return broken
         with tempfile.TemporaryDirectory(prefix="peregrine-") as directory:
             made = self._make(Path(directory), keep)
             return self._run_made(Path(directory) / made.file)
@@ -164,9 +175,9 @@ class Trials:
         """The graph that `blame.rank` takes apart."""
         import onnx
 
-        if self._graph in (Graph.FP16, Graph.BF16):
+        if self.blamed_graph in (Graph.FP16, Graph.BF16):
             return self._emulated(keep)
-        if self._graph in (Graph.DYNAMIC, Graph.FP8):
+        if self.blamed_graph in (Graph.DYNAMIC, Graph.FP8):
             with tempfile.TemporaryDirectory(prefix="peregrine-") as directory:
                 return onnx.load(Path(directory) / self._make(Path(directory), keep).file)
         bounds = self._ranges[self.calibrator or "minmax"]
@@ -180,7 +191,18 @@ class Trials:
         return Job(self._model, self.prepared, graph, out, self._calibration, keep)
 
     def _emulated(self, keep: frozenset[str]) -> onnx.ModelProto:
-        return emulate(self.prepared, self._graph.precision, keep)
+        precision = Precision.BF16 if self._graph is Graph.BF16 else Precision.FP16
+        return emulate(self.prepared, precision, keep)
+
+    def _in_half(self, keep: frozenset[str]) -> list[dict[str, Array]]:
+        return self._outputs(Runner(self._emulated(keep), optimised=False))
+
+    def _broken_in_half(self, keep: frozenset[str]) -> list[dict[str, Array]]:
+        """Outputs of the graph in fp16 alone, where they are not finite or zero; else none. ONNX
+        Runtime's CPU computes most fp16 nodes in fp32 and would hide it."""
+        outputs = self._in_half(keep)
+        found = judge(self.reference, outputs, self._model.classifier)
+        return [] if found.sound and not found.zeros else outputs
 
     def _quantised(self, calibrator: str, keep: frozenset[str]) -> list[dict[str, Array]]:
         made = quantize(self.prepared, self._ranges[calibrator], self._graph, keep)
