@@ -122,7 +122,6 @@ class TestPairedInterval:
     def test_it_covers_what_it_says_at_sixty_items(self, worse, better):
         assert 0.93 <= coverage(60, worse, better) <= 0.999
 
-    @pytest.mark.slow
     def test_it_covers_what_it_says_at_small_discordance(self):
         found = [
             coverage(n, worse, better)
