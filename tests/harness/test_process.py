@@ -21,6 +21,7 @@ from peregrine.errors import (
 )
 from peregrine.harness import wire
 from peregrine.harness.process import Worker
+from peregrine.results import Measurement, Memory, from_builtins
 from peregrine.types import Candidate, Profile, Target
 from tiny_model import make_tiny
 
@@ -72,7 +73,9 @@ def _open(worker, model, variant, **options):
         backend=_BACKEND,
         model=str(model.directory),
         candidate=wire.encode_candidate(Candidate("faults", variant)),
-        target=wire.encode_target(Target(profile=Profile.fixed({"batch": 2}))),
+        target=wire.encode_target(
+            Target(options.pop("device", "cpu"), profile=Profile.fixed({"batch": 2}))
+        ),
     )
 
 
@@ -96,6 +99,26 @@ def test_a_candidate_runs_and_gives_the_right_outputs(start, model, tmp_path):
     evaluator = ReferenceEvaluator(str(model.onnx_path))
     np.testing.assert_allclose(got, evaluator.run(None, {"x": x})[0], rtol=1e-5)
     np.testing.assert_allclose(streamed, evaluator.run(None, {"x": rows})[0], rtol=1e-5)
+
+
+def test_a_gpu_is_watched_where_it_is_the_target(start, model, tmp_path):
+    """Whether or not there is one: its memory is a figure or a reason, and on a CPU neither."""
+    worker = start()
+    feeds = wire.save_arrays(tmp_path / "feeds", {"x": np.zeros((2, 6), np.float32)})
+    once = {"min_runs": 3, "min_s": 0.0, "max_s": 5.0, "warmup_s": 0.2}
+    call = {"timeout_s": 60, "feeds": str(feeds), "batch": 2}
+    _open(worker, model, "steady", device="cuda:0")
+    assert worker.call("first_run", **call)["device"]["device_memory_by"]
+    answer = worker.call("measure", boundary="device", budget=once, **call)
+    found = from_builtins(answer["measurement"], Measurement)
+    memory = Memory(1.0, **worker.call("peak", timeout_s=60)["device"])
+    assert (memory.device_peak_mb is None) == memory.device_memory_by.startswith("not known: ")
+    assert bool(found.device.reason) == (found.device.readings == 0)
+    assert found.events_ms is None  # this backend shows no stream
+    _open(worker, model, "steady")
+    assert worker.call("peak", timeout_s=60)["device"] == {}
+    answer = worker.call("measure", boundary="device", budget=once, **call)
+    assert answer["measurement"]["device"] is None
 
 
 def test_a_measurement_keeps_every_sample(start, model, tmp_path):
