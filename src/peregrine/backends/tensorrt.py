@@ -193,11 +193,12 @@ class TensorRtSession(Session):
             self._graph = graph
 
     def synchronize(self) -> None:
+        if self._graph is None:
+            self._stream.synchronize()
+            return
         import torch
 
-        self._stream.synchronize()
-        if self._graph is not None:
-            torch.cuda.current_stream(self._device).synchronize()
+        torch.cuda.current_stream(self._device).synchronize()
 
     def fetch(self) -> dict[str, Array]:
         return {
