@@ -238,6 +238,13 @@ class TestAbsence:
         assert memory["device_peak_mb"] is None
         assert memory["device_memory_by"] == f"not known: {found.device.reason}"
 
+    def test_every_question_is_one_that_the_binding_knows(self):
+        """A misspelt name would raise here; without a card each answer is merely unknown."""
+        pynvml = pytest.importorskip("pynvml")
+        nothing = Nvml(pynvml, pynvml.c_nvmlDevice_t())
+        assert nothing.read(os.getpid()) == Reading()
+        assert nothing.energy_mj() is None
+
     def test_an_interpreter_without_the_binding_says_so(self, monkeypatch):
         monkeypatch.setitem(__import__("sys").modules, "pynvml", None)
         assert Nvml.open("cuda:0") == (None, "nvidia-ml-py is not installed in this interpreter")

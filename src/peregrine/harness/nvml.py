@@ -74,6 +74,8 @@ class Nvml:
             nvml = importlib.import_module("pynvml")
         except ImportError:
             return None, "nvidia-ml-py is not installed in this interpreter"
+        if not hasattr(nvml, "nvmlDeviceGetCurrentClocksEventReasons"):
+            return None, "nvidia-ml-py is older than 12.560 in this interpreter"
         try:
             nvml.nvmlInit()
         except nvml.NVMLError as error:
@@ -92,7 +94,7 @@ class Nvml:
         nvml = self._nvml
         sm_clock = self._ask("nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_SM)
         throttle = self._ask("nvmlDeviceGetCurrentClocksEventReasons")
-        if throttle is None:  # its name before the driver's release 535
+        if throttle is None:  # a driver before release 535 knows it by its older name
             throttle = self._ask("nvmlDeviceGetCurrentClocksThrottleReasons")
         power_mw = self._ask("nvmlDeviceGetPowerUsage")
         return Reading(
@@ -112,8 +114,7 @@ class Nvml:
 
     def _used_mb(self) -> float | None:
         # Version 2 leaves out what the driver keeps for itself, as nvidia-smi does.
-        newer = getattr(self._nvml, "nvmlMemory_v2", None)
-        info = self._ask("nvmlDeviceGetMemoryInfo", newer)
+        info = self._ask("nvmlDeviceGetMemoryInfo", self._nvml.nvmlMemory_v2)
         info = info or self._ask("nvmlDeviceGetMemoryInfo")
         return None if info is None else info.used / _MIB
 
@@ -124,12 +125,9 @@ class Nvml:
         return None
 
     def _ask(self, function: str, *arguments: Any) -> Any:
-        """What NVML answers; None where this GPU, driver or binding does not know the question."""
-        call = getattr(self._nvml, function, None)
-        if call is None:
-            return None
+        """What NVML answers; None where this GPU or driver does not know the question."""
         try:
-            return call(self._handle, *arguments)
+            return getattr(self._nvml, function)(self._handle, *arguments)
         except self._nvml.NVMLError:
             return None
 
