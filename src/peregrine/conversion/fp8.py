@@ -17,7 +17,7 @@ import numpy as np
 
 from peregrine.conversion.job import GRAPH_FILE, Job, Made
 from peregrine.conversion.prepare import at_opset, opset
-from peregrine.conversion.quantize import WEIGHTED, collect_ranges, weighted_nodes
+from peregrine.conversion.quantize import WEIGHTED, channel_axis, collect_ranges, weighted_nodes
 from peregrine.conversion.typed import make_typed
 from peregrine.errors import Unsupported
 from peregrine.model.graphs import Graph
@@ -110,7 +110,7 @@ def _quantize(model: ir.Model, node: ir.Node, amax: float) -> bool:
     if weight.dtype is not ir.DataType.FLOAT16:
         return False
     values = weight.const_value.numpy().astype(np.float32)
-    axis = channel_axis(node, values.ndim)
+    axis = channel_axis(ir.to_proto(node), values.ndim)
     others = tuple(i for i in range(values.ndim) if i != axis)
     scales = scale_of(np.abs(values).max(axis=others, keepdims=True))
     stored = (values / scales.astype(np.float32)).astype(ml_dtypes.float8_e4m3fn)
@@ -166,14 +166,3 @@ def scale_of(amax: Array) -> Array:
     rounded = wanted.astype(np.float16)
     short = rounded.astype(np.float64) < wanted
     return np.where(short, np.nextafter(rounded, np.float16(np.inf)), rounded).astype(np.float16)
-
-
-def channel_axis(node: ir.Node, rank: int) -> int:
-    """The axis of a product's weights along which its output's channels lie."""
-    if node.op_type == "Conv":
-        return 0
-    if node.op_type == "ConvTranspose":
-        return 1
-    if node.op_type == "Gemm":
-        return 0 if node.attributes.get_int("transB", 0) else 1
-    return rank - 1

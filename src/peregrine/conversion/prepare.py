@@ -43,6 +43,7 @@ def prepare(model: Model) -> onnx.ModelProto:
     proto = onnx.load(path)
     if opset(proto) < OLDEST_OPSET:
         proto = at_opset(proto, OLDEST_OPSET)
+    name_nodes(proto)  # ONNX Runtime refuses two nodes of one name
     folded = _fold(model, proto)
     _drop_unused_domains(folded)
     _drop_shapes_of_constants(folded)

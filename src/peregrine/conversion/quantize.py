@@ -130,7 +130,7 @@ def _sorted(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 def operators(graph: Graph) -> tuple[str, ...]:
     """The operators of which nodes are quantised, where the neighbours allow it."""
-    return WEIGHTED if graph is Graph.S8S8 else (*WEIGHTED, *_BETWEEN, *_CARRIERS)
+    return (*WEIGHTED, *_BETWEEN, *_CARRIERS) if graph is Graph.U8S8 else WEIGHTED
 
 
 def _quantizer(
@@ -143,6 +143,7 @@ def _quantizer(
 
     proto = onnx.ModelProto()
     proto.CopyFrom(prepared)  # the quantiser changes it in place
+    _unshare(proto)
     signed = graph is Graph.S8S8
     options: dict[str, Any] = {"ActivationSymmetric": signed, "WeightSymmetric": True}
     if signed:
@@ -172,9 +173,47 @@ def _quantizer(
         )
 
 
+def channel_axis(node: onnx.NodeProto, rank: int) -> int:
+    """The axis of a product's weights along which its output's channels lie."""
+    if node.op_type == "Conv":
+        return 0
+    if node.op_type == "ConvTranspose":
+        return 1
+    if node.op_type == "Gemm":
+        return 0 if any(a.name == "transB" and a.i for a in node.attribute) else 1
+    return rank - 1
+
+
+def _unshare(proto: onnx.ModelProto) -> None:
+    """Give products whose channels lie along another axis of the same weights, or that share
+    them with another operator (a tied embedding), a copy: the quantiser would scale the tensor
+    along one axis for all, and ONNX Runtime's kernels then take the scales for the other's."""
+    weights = {tensor.name: tensor for tensor in proto.graph.initializer}
+    first: dict[str, int | None] = {}
+    for node in proto.graph.node:
+        product = node.op_type in WEIGHTED
+        for name in node.input:
+            if name in weights and not (product and name == node.input[1]):
+                first[name] = None
+    copies = set()
+    for node in proto.graph.node:
+        if node.op_type not in WEIGHTED or node.input[1] not in weights:
+            continue
+        name = node.input[1]
+        axis = channel_axis(node, len(weights[name].dims))
+        if first.setdefault(name, axis) == axis:
+            continue
+        node.input[1] = f"{name}//axis{axis}"
+        if node.input[1] not in copies:
+            copies.add(node.input[1])
+            own = proto.graph.initializer.add()
+            own.CopyFrom(weights[name])
+            own.name = node.input[1]
+
+
 def _excluded(prepared: onnx.ModelProto, keep: Collection[str]) -> set[str]:
     """Nodes that stay in fp32 by rule: products of two activations, and operators of
-    `_BETWEEN` with an input that is not in integers."""
+    `_BETWEEN` with an input that is not in integers, or sums and products with a constant."""
     constants = {tensor.name for tensor in prepared.graph.initializer}
     integers: set[str] = set()
     out = set()
@@ -186,6 +225,8 @@ def _excluded(prepared: onnx.ModelProto, keep: Collection[str]) -> set[str]:
             fits = len(activations) == 1 and activations[0] == node.input[0]
         elif node.op_type in _BETWEEN:
             fits = bool(activations) and integers.issuperset(activations)
+            # A bias or a factor computes as fast in fp32 on the way out of a product, and better.
+            fits = fits and (node.op_type not in ("Add", "Mul") or len(activations) == 2)
         elif node.op_type in _CARRIERS:
             fits = bool(activations) and activations[0] in integers
         else:
