@@ -11,6 +11,7 @@ import onnx
 import pytest
 
 import peregrine
+from peregrine.api import make_request
 from peregrine.errors import FeedError, OptionError, PeregrineError
 from peregrine.harness.rundir import RunDirectory
 from tiny_model import tiny_graph
@@ -130,6 +131,62 @@ def test_the_winner_of_a_module_is_built_and_loads_in_a_process_without_it(tmp_p
     subprocess.run([sys.executable, "-c", script], check=True)
     expected = module(torch.from_numpy(x)).detach().numpy()
     np.testing.assert_allclose(np.load(tmp_path / "y.npy"), expected, rtol=1e-4, atol=1e-5)
+
+
+def _handed_over(rows):
+    """Calibration data in every form that a program may have it."""
+    return {
+        "a generator of dicts": ({"x": row[np.newaxis]} for row in rows),
+        "one array": rows,
+        "one dict": {"x": rows},
+        "a list of arrays": [*rows],
+    }
+
+
+@pytest.mark.parametrize("form", _handed_over(np.zeros((1, 6))))
+def test_calibration_data_in_memory_is_split(form, tmp_path):
+    rows = np.random.default_rng(8).random((9, 6), np.float32)
+    report = peregrine.bench(
+        tiny_graph(),
+        calibration=_handed_over(rows)[form],
+        backends=("onnxruntime",),
+        batches=(1,),
+        out=tmp_path / "run",
+        **_QUICK,
+    )
+    assert report.reference.split.startswith("2 of 9 given items calibrate, the other 7 judge")
+    assert RunDirectory.read(tmp_path / "run").request.calibration == ("<in memory>",)
+
+
+def test_calibration_data_in_files_is_named_in_full(tmp_path, monkeypatch):
+    np.save(tmp_path / "rows.npy", np.random.default_rng(8).random((9, 6), np.float32))
+    monkeypatch.chdir(tmp_path)
+    report = peregrine.bench(
+        tiny_graph(),
+        np.ones((2, 6), np.float32),
+        calibration=Path("rows.npy"),
+        input_specs=("x:float32:Bx6",),
+        backends=("onnxruntime",),
+        batches=(2,),
+        out=tmp_path / "run",
+        **_QUICK,
+    )
+    request = RunDirectory.read(tmp_path / "run").request
+    assert request.calibration == (str(tmp_path / "rows.npy"),)
+    # The example judges, so that the whole file calibrates.
+    assert report.reference.split == "9 items of rows.npy calibrate; other data judges"
+
+
+def test_data_and_labels_that_are_not_there_are_refused_at_once(tmp_path):
+    for wrong in ({"calibration": ["nowhere"]}, {"images": str(tmp_path), "labels": "nowhere"}):
+        with pytest.raises(OptionError, match="nowhere"):
+            peregrine.bench(tiny_graph(), out=tmp_path / "run", **wrong)
+
+
+def test_auto_precisions_are_those_of_the_device():
+    assert {"fp32", "int8"} <= set(make_request("m", device="cpu", precisions="auto").precisions)
+    assert "tf32" in make_request("m", device="cuda:0", precisions=("auto",)).precisions
+    assert make_request("m", device="cpu").precisions == ("fp32",)
 
 
 def test_a_model_that_does_not_run_is_an_error_of_ours(tmp_path):

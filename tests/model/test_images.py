@@ -10,6 +10,7 @@ from peregrine.errors import BackendUnavailable, FeedError, OptionError
 from peregrine.model.images import (
     Preprocessing,
     default_photos,
+    list_photos,
     load_preprocessing,
     read_images,
 )
@@ -125,6 +126,34 @@ def test_wrong_labels_are_refused(tmp_path, photos, line, said):
     (photos / "labels.txt").write_text(line + "\n")
     with pytest.raises(FeedError, match=said):
         read_images(photos, model(tmp_path))
+
+
+def test_labels_may_be_anywhere_and_of_a_larger_set(tmp_path, photos):
+    (photos / "labels.txt").write_text("a.jpg 1\n")
+    labels = tmp_path / "classes of all.txt"
+    labels.write_text("c.JPEG 7\nelsewhere.png 4\nb.png 3\n")
+    found = list_photos(photos, model(tmp_path), labels=labels)
+    assert found.listed == (("c.JPEG", 7), ("b.png", 3))
+    assert found.read("b.png").shape == (3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"elsewhere.png 4\n", "lists none of the photos"),
+        (b"b.png cat\n", "Line 1"),
+        (b"\n\n", "lists no photos"),
+        (b"\xff\xfe\x00", "cannot be read"),
+        (None, "cannot be read"),
+    ],
+)
+def test_wrong_labels_from_elsewhere_are_refused(tmp_path, photos, content, said):
+    labels = tmp_path / "classes.txt"
+    if content is not None:
+        labels.write_bytes(content)
+    with pytest.raises(FeedError, match=said) as caught:
+        list_photos(photos, model(tmp_path), labels=labels)
+    assert caught.value.fix
 
 
 def test_empty_and_missing_directories_are_refused(tmp_path):

@@ -196,7 +196,8 @@ def _to_calibrate(model: Model, request: Request, calibrating: Iterable[Any] | N
         )
     # Labels are of what judges: photos that calibrate apart from it need none.
     labels = Path(request.labels) if request.labels and not request.images else None
-    items = read_items(paths, model, _preprocessing(request), labels, given=calibrating or ())
+    given = () if calibrating is None else calibrating
+    items = read_items(paths, model, _preprocessing(request), labels, given=given)
     if labels is not None and not any(item.label is not None for item in items.items):
         raise OptionError(
             f"The labels {labels.name} belong to no photos.",
