@@ -204,8 +204,7 @@ def test_facts_gather_over_items():
     assert facts.channel_ratio == 2.0
 
 
-def test_branches_of_if_are_left_alone(tmp_path):
-    """A graph with control flow is ranked by its outer nodes."""
+def branching():
     weight = numpy_helper.from_array(np.eye(4, dtype=np.float32) * 0.3, "w")
 
     def branch(name, op):
@@ -237,5 +236,32 @@ def test_branches_of_if_are_left_alone(tmp_path):
     )
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
     onnx.checker.check_model(proto)
-    ranking = ranked_fp16(proto, tmp_path)
-    assert next(b.node for b in ranking) == "product"
+    return proto
+
+
+def test_branches_of_if_that_stay_in_fp32_are_left_alone(tmp_path):
+    ranking = ranked_fp16(branching(), tmp_path)
+    assert ranking[0].node == "product"
+    assert not {"then", "else"} & {b.node for b in ranking}
+
+
+def test_nodes_inside_a_branch_are_ranked_by_what_leaving_them_out_brings(tmp_path):
+    """Only the branch that the data takes matters."""
+    model = as_model(branching(), tmp_path / "model")
+    data = calibration(model, tmp_path / "calibration", items=4)
+    proto = prepare(model)
+
+    def convert_with(keep):
+        made = onnx.ModelProto()
+        made.CopyFrom(proto)
+        choice = next(node for node in made.graph.node if node.op_type == "If")
+        for attribute in choice.attribute:
+            for node in attribute.g.node:
+                if node.name not in keep:
+                    node.op_type = {"Relu": "Softplus", "Neg": "Abs"}[node.op_type]
+        return made
+
+    worst, other = rank(proto, Graph.DYNAMIC, data, convert_with)
+    assert (worst.node, other.node) == ("then", "else")
+    assert worst.effect > 0.1 > other.effect == 0
+    assert "it is inside choice" in worst.reason.words

@@ -23,11 +23,6 @@ INT8_LIMITS = Limits(scaled_error=0.2, top1_agreement=0.9)
 FP16_LIMITS = Limits(scaled_error=0.01, top1_agreement=0.9)
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("PEREGRINE_CACHE", str(tmp_path_factory.mktemp("cache")))
-
-
 def repairer(proto, graph, tmp_path, **options):
     model = as_model(proto, tmp_path / "model")
     data = calibration(model, tmp_path / "calibration")

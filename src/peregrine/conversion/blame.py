@@ -41,6 +41,7 @@ from peregrine.conversion.probe_tensors import (
 from peregrine.conversion.reasons import Facts, Reason, Scale, Seen, find
 from peregrine.discrepancy import comparable, is_exact, measure
 from peregrine.model.graphs import Graph
+from peregrine.model.onnx_file import graphs
 from peregrine.results import KeptLayer
 from peregrine.types import Array
 
@@ -106,7 +107,14 @@ def rank(
     effects = _effects(prepared, calibration, local, seconds)
     scales = _scales(converted)
     made = Wiring.of(converted)
-    blamed = []
+
+    def error(keep: frozenset[str]) -> float:
+        """Of the graph that leaves `keep` in fp32."""
+        want, got = Runner(prepared, optimised=False), Runner(convert_with(keep), optimised=False)
+        feeds = calibration.items(_EFFECT_ITEMS)
+        return float(np.mean([worst_error(want.run(item), got.run(item)) for item in feeds]))
+
+    blamed: list[Blamed] = []
     for name, loss in local.losses.items():
         node = wiring.nodes[name]
         outputs = [*node.output, *(tensor for tensor, owner in merged.items() if owner == name)]
@@ -116,8 +124,41 @@ def rank(
             other for other in _partners(node, reason.tensor, wiring, made) if other in local.losses
         )
         effect = effects.get(name, math.nan)
-        blamed.append(Blamed(name, node.op_type, reason, loss.error, effect, partners))
+        whole = Blamed(name, node.op_type, reason, loss.error, effect, partners)
+        if inner := _inside(node, converted):
+            blamed += _blame_inside(whole, inner, error, seconds)
+        else:
+            blamed.append(whole)
     return sorted(blamed, key=_badness, reverse=True)
+
+
+def _inside(node: onnx.NodeProto, converted: onnx.ModelProto) -> list[onnx.NodeProto]:
+    """The nodes in the bodies of If, Loop or Scan that were converted."""
+    after = {n.name: n.op_type for graph in graphs(converted.graph) for n in graph.node}
+    bodies = [a.g for a in node.attribute if a.HasField("g")]
+    inner = [n for body in bodies for graph in graphs(body) for n in graph.node]
+    return [n for n in inner if after.get(n.name) != n.op_type]
+
+
+def _blame_inside(
+    whole: Blamed,
+    inner: Sequence[onnx.NodeProto],
+    error: Callable[[frozenset[str]], float],
+    seconds: float,
+) -> list[Blamed]:
+    """Blame the nodes of a body, which cannot be seen from outside: the effect of each is by how
+    much the outputs come nearer when it alone is left in fp32. A conversion a node."""
+    began = time.monotonic()
+    all_converted = error(frozenset())
+    words = f"it is inside {whole.node}, which as a whole is off by {whole.error:.2g} of its size"
+    found = []
+    for node in inner:
+        effect = math.nan
+        if time.monotonic() - began < seconds:
+            effect = max(0.0, all_converted - error(frozenset({node.name})))
+        reason = Reason("coarse", words)
+        found.append(Blamed(node.name, node.op_type, reason, whole.error, effect))
+    return found
 
 
 def _badness(blamed: Blamed) -> tuple[bool, float, float]:

@@ -113,8 +113,12 @@ def side_by_side(exact: onnx.ModelProto, converted: onnx.ModelProto) -> onnx.Mod
     known = {name for node in exact.graph.node for name in node.output if name}
     known |= {value.name for value in exact.graph.input}
     constants = {tensor.name for tensor in exact.graph.initializer}
-    # Constants of one name may differ: a converter may round a weight in place.
-    renamed = {t.name: CONVERTED + t.name for t in converted.graph.initializer}
+    # Constants of one name may differ: a converter may round a weight in place. Names that only the
+    # conversion has stay, since the bodies of If and Loop read them too.
+    renamed = {
+        t.name: CONVERTED + t.name if t.name in known | constants else t.name
+        for t in converted.graph.initializer
+    }
     for tensor in converted.graph.initializer:
         copy = made.graph.initializer.add()
         copy.CopyFrom(tensor)
