@@ -138,6 +138,19 @@ def test_what_is_typed_on_a_command_line_arrives_at_the_api(tmp_path, monkeypatc
     assert {Precision.FP32, Precision.INT8} <= set(request.precisions)
 
 
+def test_the_command_means_the_same_in_any_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("a.npz").touch()
+    for name in ("photos", "resnet50", "random"):
+        Path(name).mkdir()
+    typed = "bench resnet50 --images photos --calibration a.npz --calibration random --metric m:f"
+    monkeypatch.setattr("sys.argv", ["peregrine", *typed.split()])
+    assert RaceOptions().for_api()["command"] == (
+        f"peregrine bench resnet50 --images {tmp_path}/photos --calibration {tmp_path}/a.npz "
+        "--calibration random --metric m:f"
+    )
+
+
 @pytest.mark.parametrize("verb", [bench, build])
 def test_both_verbs_take_every_shared_option(verb):
     shared = {field.name for field in dataclasses.fields(RaceOptions)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -243,7 +244,7 @@ class RaceOptions:
             "threads": self.threads,
             "timeout_s": self.timeout,
             "worker_memory_mb": parse_size_mb(self.worker_memory) if self.worker_memory else 0.0,
-            "command": shlex.join(["peregrine", *map(_from_anywhere, sys.argv[1:])]),
+            "command": shlex.join(["peregrine", *_from_anywhere(sys.argv[1:])]),
         }
 
     def _image_directory(self) -> str:
@@ -252,10 +253,18 @@ class RaceOptions:
         return str(Path(self.images).absolute())
 
 
-def _from_anywhere(word: str) -> str:
-    """A word of the command line; a file by its whole path, so that the command means the same
-    in any directory."""
-    try:
-        return str(Path(word).absolute()) if Path(word).is_file() else word
-    except OSError:  # too long to be a path
-        return word
+_DIRECTORIES = ("--images", "--calibration")
+"""Options that name directories. Elsewhere a directory's name may be a network's, too."""
+
+
+def _from_anywhere(words: Sequence[str]) -> Iterator[str]:
+    """The words of a command line; files and directories of data by their whole paths, so that
+    the command means the same in any directory."""
+    for before, word in zip(("", *words), words, strict=False):
+        data = before in _DIRECTORIES and word not in ("default", "random")
+        try:
+            path = Path(word)
+            named = path.is_file() or (data and path.is_dir())
+            yield str(path.absolute()) if named else word
+        except OSError:  # too long to be a path
+            yield word
