@@ -19,6 +19,9 @@ OPERATORS = ("Attention", "EmbedLayerNormalization", "Gemm", "LSTM", "MatMul")
 onnxruntime has no dynamic kernel."""
 _HAVE_WEIGHTS = (*OPERATORS, "Conv", "ConvTranspose", "GRU", "RNN")
 
+_AS_MATMUL = "_MatMul"
+"""What the quantiser adds to the name of a Gemm, which it first turns into MatMul and Add."""
+
 
 def make_dynamic(job: Job) -> Made:
     """Write the dynamically quantised graph of `job`, bodies of If and Loop included.
@@ -51,14 +54,14 @@ def make_dynamic(job: Job) -> Made:
             proto,
             job.out / GRAPH_FILE,
             op_types_to_quantize=list(OPERATORS),
-            nodes_to_exclude=sorted(job.keep),
+            nodes_to_exclude=sorted(job.keep | {f"{name}{_AS_MATMUL}" for name in job.keep}),
             per_channel=True,
             weight_type=QuantType.QInt8,
             extra_options={"EnableSubgraph": True, "MatMulConstBOnly": True},
         )
     # What the quantiser replaced lost its operator, or its weights.
     after = dict(_weighted(onnx.load(job.out / GRAPH_FILE)))
-    left = Counter(op for name, op in before.items() if after.get(name) in (op, "MatMul"))
+    left = Counter(op for n, op in before.items() if after.keys() & {n, f"{n}{_AS_MATMUL}"})
     converted = Counter(before.values()) - left
     if not converted:
         raise Unsupported(
