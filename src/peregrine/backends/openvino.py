@@ -60,6 +60,8 @@ _HINTED = {
     Precision.FP16: ("f16", "FP16"),
     Precision.INT8: ("f32", "INT8"),
 }
+# Not Graph.DYNAMIC: OpenVINO 2026.4.1 reads it, com.microsoft's DynamicQuantizeLSTM too, but
+# quantises and then multiplies in fp32.
 _INT8_GRAPHS = (Graph.U8S8, Graph.NNCF)
 _NO_RULE = re.compile(r"No conversion rule found for operations: (?P<ops>[^\n]+)")
 _UNREADABLE = ("Unable to read the model", "can't be parsed", "isn't found for node")
