@@ -39,7 +39,7 @@ def narrow(array: Array, dtype: ir.DataType) -> Array:
     """Rounded to nearest, as IEEE 754 says: what is too small becomes zero and what is too large
     infinite, for the guard to see. Only a lone number that stands for infinity (the -3.4e38 of
     an attention mask) becomes the largest finite one instead: times zero it must stay zero."""
-    largest = float(ml_dtypes.finfo(dtype.numpy()).max)
+    largest = float(ml_dtypes.finfo(dtype.numpy()).max)  # type: ignore[no-untyped-call]
     if array.size == 1 and STANDS_FOR_INFINITY <= abs(array.item()) < np.inf:
         array = np.clip(array, -largest, largest)
     with np.errstate(over="ignore", under="ignore"):
@@ -187,7 +187,10 @@ class Lowering:
         name = self._fresh(f"{value.name}_{self._dtype.short_name()}")
         tensor = ir.tensor(now.astype(np.float32) if self._emulate else now, name=name)
         made = ir.Value(
-            name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor
+            name=name,
+            type=ir.TensorType(tensor.dtype),
+            shape=ir.Shape(now.shape),
+            const_value=tensor,
         )
         self._graph.register_initializer(made)
         return made
