@@ -27,6 +27,7 @@ from peregrine.errors import (
     PeregrineError,
     Unsupported,
 )
+from peregrine.model.graphs import base_graph
 from peregrine.model.model import MODEL_FILE, Model
 from peregrine.types import Candidate, Precision, Profile, Target
 
@@ -112,7 +113,8 @@ def open_session(
 
     Raises:
         OptionError: an unknown backend or candidate, or a symbol of the model without a size.
-        BackendUnavailable, Unsupported: the backend cannot run here, or not this model.
+        BackendUnavailable, Unsupported: the backend cannot run here, or not this model; or the
+            candidate's graph needs calibration data, which only a race takes.
     """
     chosen = registry.get(backend)
     if not (support := chosen.available()):
@@ -130,6 +132,12 @@ def open_session(
             f"{backend} cannot take {model.name}.", why=support.reason, fix=support.fix
         )
     candidate = _choose(list(chosen.candidates(model, target)), backend, candidate_id)
+    if candidate.graph:
+        from peregrine.conversion.convert import convert
+
+        directory = model.directory / candidate.graph
+        convert(model, base_graph(candidate.graph), directory)
+        model = Model.open(directory)
     builder = Builder(chosen, model, candidate, target)
     return BundleSession(builder.build(), builder, how="compiled")
 
@@ -222,7 +230,13 @@ class _Bundle:
         if not (support := backend.available()):
             raise BackendUnavailable(support.reason, fix=support.fix)
         target = dataclasses.replace(self.target, device="cpu")
-        return Builder(backend, self.model, _FALLBACK, target)
+        model, candidate = self.model, _FALLBACK
+        if model.ir:  # its ONNX file is still the graph as it came
+            model = dataclasses.replace(model, graph="", ir="")
+        elif model.graph:
+            precision = base_graph(model.graph).precision
+            candidate = dataclasses.replace(_FALLBACK, precision=precision, graph=model.graph)
+        return Builder(backend, model, candidate, target)
 
     def _session(self, first: Session, builder: Builder, how: How) -> BundleSession:
         fallback = None
@@ -241,7 +255,7 @@ def _open_model(path: Path, manifest: Manifest) -> Model:
     except ModelError as error:
         raise bundle_manifest.corrupt(path, f"{MODEL}/{MODEL_FILE}", error.why) from error
     module = model.module
-    named = [model.onnx, *((module.weights, module.program) if module else ())]
+    named = [model.onnx, model.ir, *((module.weights, module.program) if module else ())]
     for name in filter(None, named):
         if f"{MODEL}/{name}" not in manifest.files:
             raise bundle_manifest.corrupt(

@@ -30,6 +30,7 @@ from peregrine.results import (
     from_builtins,
 )
 from peregrine.select import break_even, decide, rank
+from peregrine.useless import useless
 
 _T = TypeVar("_T")
 _BUSY_LOAD = 0.5
@@ -129,6 +130,8 @@ def assemble(run: RunDirectory) -> Report:
     rows = [dataclasses.replace(row, break_even=repaid.get(row.id)) for row in rows]
     ranked = rank(rows, request.objective)
     winner = decide(ranked, found.rounds, rows, request.objective) if ranked else None
+    vain = useless(rows, cpu_flags=found.machine.cpu_flags, device=request.device, winner=winner)
+    rows = [dataclasses.replace(row, useless=vain.get(row.id, "")) for row in rows]
     model = Model.open(run.file("model"))
     return Report(
         model=model_record(model),

@@ -128,7 +128,9 @@ def write_inputs(
         story, names = _calibrate_randomly(run, model, request)
     elif request.calibration:
         items = _to_calibrate(model, request, calibrating)
-        if user or judged.items:
+        # An example that a program gave fixes shapes, and may be zeros: it judges as well, and is
+        # no reason not to split.
+        if request.feeds or judged.items:
             known = {digest(item.arrays) for item in judged.items}
             known |= {digest(row) for feeds in user for row in rows(model, feeds, "given input")}
             division = apart(items, known, request.seed)

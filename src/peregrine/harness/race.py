@@ -147,7 +147,9 @@ class _Race:
                 lambda text: self.tell(Preparing(text)),
                 self.calibrating,
             )
-        return Setting(run, model, self.request, judging, Graphs(run, model, self.request))
+        setting = Setting(run, model, self.request, judging, Graphs(run, model, self.request))
+        setting.judge.check()
+        return setting
 
     def load_in_worker(self, directory: Path) -> None:
         """Load the model in a process of its own: an exporter that crashes is then an error

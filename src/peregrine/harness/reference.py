@@ -64,6 +64,11 @@ class Judging:
         """Whether there is calibration data in the run directory."""
         return bool(self.calibrating)
 
+    @property
+    def has_real(self) -> bool:
+        """Whether anything but random numbers judges."""
+        return bool(self.images) or any(s.real for s in self.sets)
+
     def for_batch(self, batch: int) -> tuple[FeedSet, ...]:
         return tuple(s for s in self.sets if s.batch == batch)
 

@@ -22,8 +22,10 @@ from peregrine.errors import (
 )
 from peregrine.harness import wire
 from peregrine.harness.graphs import Graphs
+from peregrine.harness.judge import Judge
+from peregrine.harness.judged import FeedSet
 from peregrine.harness.process import Worker
-from peregrine.harness.reference import IMAGES, FeedSet, Judging, image_chunk
+from peregrine.harness.reference import Judging
 from peregrine.harness.request import Request
 from peregrine.harness.rundir import SCRATCH, RunDirectory, slug
 from peregrine.harness.watch import available_mb
@@ -34,12 +36,10 @@ from peregrine.results import (
     Measurement,
     Memory,
     Status,
-    Validation,
     Verdict,
     from_builtins,
 )
-from peregrine.types import Array, Candidate, Placement, Profile, Target
-from peregrine.validate import compare, judge_labels
+from peregrine.types import Candidate, Placement, Profile, Target
 
 _STATUS_OF = (
     (BackendUnavailable, Status.UNAVAILABLE),
@@ -62,6 +62,10 @@ class Setting:
     request: Request
     judging: Judging
     graphs: Graphs
+
+    @property
+    def judge(self) -> Judge:
+        return Judge(self.run, self.model, self.request, self.judging)
 
     @property
     def memory_limit_mb(self) -> float:
@@ -228,62 +232,13 @@ class _Trial:
             **arguments,
         )
 
-    def outputs(self, worker: Worker, feeds: FeedSet, batch: int) -> dict[str, Array]:
-        out = self.setting.run.file("outputs", slug(self.candidate.id))
-        self.call(worker, "outputs", feeds, batch, out=str(out))
-        arrays = wire.load_arrays(out)
-        shutil.rmtree(out)
-        return arrays
-
     def judge(self, worker: Worker) -> bool:
-        """Outputs against the reference on every feed set of every measured batch, and images."""
-        run, judging, model = self.setting.run, self.setting.judging, self.setting.model
-        expected: list[dict[str, Array]] = []
-        got: list[dict[str, Array]] = []
-        first = self.batches[0]
-        for number, feed_set in enumerate(judging.sets):
-            if feed_set.batch != first and feed_set.batch in self.batches:
-                continue  # judged when that batch is measured: one session at a time
-            self.phase("validate", f"{number + 1} of {len(judging.sets)}")
-            expected.append(feed_set.outputs(run))
-            got.append(self.outputs(worker, feed_set, feed_set.batch))
-        labelled = None
-        if judging.images:
-            self.phase("images", f"{len(judging.images)}")
-            out = run.file("outputs", slug(self.candidate.id))
-            worker.call(
-                "stream",
-                timeout_s=self.request.timeout_s,
-                feeds=str(run.file("feeds", IMAGES)),
-                batch=image_chunk(model, first),
-                out=str(out),
-            )
-            got.append(wire.load_arrays(out))
-            shutil.rmtree(out)
-            expected.append(judging.image_outputs(run))
-            if judging.labels:
-                score = model.outputs[0].name
-                labelled = judge_labels(
-                    judging.images, judging.labels, expected[-1][score], got[-1][score]
-                )
-        validation = self.compare(expected, got, labelled=labelled)
+        """Outputs against the reference's, before anything is timed."""
+        validation = self.setting.judge.first(worker, self.candidate, self.batches, self.phase)
         self.update(validation=validation)
         if not validation.passed:
             self.update(status=Status.INVALID, reason=validation.reason)
         return validation.passed
-
-    def compare(
-        self, expected: list[dict[str, Array]], got: list[dict[str, Array]], **extra: Any
-    ) -> Validation:
-        return compare(
-            expected,
-            got,
-            outputs=self.setting.model.outputs,
-            precision=self.candidate.precision,
-            classifier=self.setting.model.classifier,
-            thresholds=self.request.thresholds or None,
-            **extra,
-        )
 
     def prove_placement(self, worker: Worker, feeds: FeedSet) -> None:
         self.phase("placement", "")
@@ -372,10 +327,7 @@ class _Trial:
     def judge_batch(self, worker: Worker, batch: int) -> bool:
         """Judge one more batch before it is measured; a wrong one makes the row invalid."""
         self.phase("validate", f"batch {batch}")
-        judging, model = self.setting.judging, self.setting.model
-        expected = [judging.expected(self.setting.run, model, batch)]
-        got = [self.outputs(worker, judging.lead(batch), batch)]
-        validation = self.compare(expected, got)
+        validation = self.setting.judge.batch(worker, self.candidate, batch)
         if not validation.passed:
             self.update(
                 status=Status.INVALID,
