@@ -32,10 +32,10 @@ PERCENTILE = 99.99
 """Share of a tensor's values that its range holds, in percent; half of the rest on each side."""
 _BINS = 2048
 """Over [-amax, amax]."""
-_ENTROPY_BINS = 512
+_ENTROPY_BINS = 256
 """Of the histogram that the entropy calibrator sees. onnxruntime's default is as many as there
-are levels, so that it has nothing to choose from; at 2048 a spike at the end of the range (a
-ReLU6's) is spread over 16 bins, looks like a loss, and is cut off."""
+are levels, so that it has nothing to choose from; with more, a spike at the end of the range (a
+ReLU6's) is spread over many bins, looks like a loss, and is cut off."""
 _LEVELS = 128
 """Of the coarser histogram that stands for the quantised tensor, as in TensorRT's calibrator."""
 
