@@ -41,19 +41,30 @@ def test_minmax_is_what_the_graph_computes(tmp_path):
         high = max(float(item[name].max()) for item in seen)
         assert bounds[name] == pytest.approx((low, high), rel=1e-5)
     # The others never reach beyond what was seen.
-    assert found["entropy"] != bounds
     for other in ("entropy", "percentile"):
         assert found[other].keys() == bounds.keys()
         for name, (low, high) in found[other].items():
             assert bounds[name][0] <= low <= high <= bounds[name][1]
 
 
-def test_outliers_are_left_out():
+def test_percentile_leaves_an_outlier_out():
     values = np.concatenate([np.random.default_rng(0).normal(size=200_000), [60.0]])
-    histogram = _histogram(values)
-    for low, high in (percentile_bounds(histogram), entropy_bounds(histogram)):
-        assert high < 31
-        assert low < -3
+    low, high = percentile_bounds(_histogram(values))
+    assert 3 < high < 5
+    assert -5 < low < -3
+
+
+def test_entropy_leaves_a_thin_tail_out():
+    values = np.maximum(np.random.default_rng(0).normal(size=200_000), 0)
+    assert 2 < entropy_bounds(_histogram(values))[1] < 0.8 * values.max()
+
+
+def test_calibrators_see_histograms_of_what_is_quantised(tmp_path):
+    model = small("dynamic_batch", tmp_path)
+    data = calibration(model, tmp_path, 400)
+    found = collect_ranges(job(model, Graph.U8S8, tmp_path, calibration=data))
+    assert found["entropy"] != found["minmax"]
+    assert found["percentile"] != found["minmax"]
 
 
 def test_a_spike_at_the_end_of_the_range_stays_in():
