@@ -28,7 +28,7 @@ _ORDINARY = 1e-3
 _CHANNEL_RATIO = 10.0
 _VALUE_RATIO = 10.0
 _CUT = 0.9
-_MOST_FOR_PERCENTILE = 1 << 18
+_MOST_FOR_PERCENTILE = 1 << 16
 
 
 @dataclass(slots=True)
