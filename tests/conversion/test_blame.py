@@ -63,7 +63,7 @@ def test_a_range_that_was_cut_is_said(tmp_path):
     ranking = ranked_int8(convolutional(outlier=1000), Graph.U8S8, tmp_path, share=0.25)
     blamed = next(b for b in ranking if b.node == "conv_3")
     assert blamed.reason.cause == "outliers"
-    assert "the range was cut at 828, which loses them" in blamed.reason.words
+    assert "the range was cut at 829, which loses them" in blamed.reason.words
 
 
 @pytest.mark.parametrize("graph", INT8)
