@@ -54,20 +54,33 @@ class Judge:
     judging: Judging
 
     def check(self) -> None:
-        """Look at the user's metric before anything is raced.
+        """Score the reference by the user's metric, before anything is raced.
 
         Raises:
-            OptionError: it cannot be loaded, or there is nothing real to score.
+            OptionError: it cannot be loaded, it fails, or there is nothing real to score.
+            ReferenceFailed: it gives the reference no finite score.
         """
         if not self.request.metric:
             return
-        load_metric(self.request.metric)
         if not self.judging.has_real:
             raise OptionError(
                 f"There is nothing for the metric {self.request.metric} to score.",
                 why="A metric is of real inputs, and all that judges here is random.",
                 fix="Give --feeds FILE, --images DIR or --calibration DIR.",
             )
+        answers = [self._of_reference(s.feeds(self.run), s.outputs(self.run)) for s in self._real]
+        if self.judging.images:
+            feeds = self.run.file("feeds", IMAGES)
+            answers.append(self._of_reference(feeds, self.judging.image_outputs(self.run), True))
+        self._scored(Candidate("reference"), answers)
+
+    @property
+    def _real(self) -> list[FeedSet]:
+        return [s for s in self.judging.sets if s.real]
+
+    @staticmethod
+    def _of_reference(feeds: Path, outputs: Outputs, images: bool = False) -> Answers:
+        return Answers(feeds, outputs, outputs, True, images)
 
     def real_only(self, candidate: Candidate) -> bool:
         """Whether random inputs say nothing about this candidate."""
@@ -125,8 +138,7 @@ class Judge:
         elif self.judging.images:
             answers = [self._stream(worker, candidate, batch)]
         else:
-            real = next(s for s in self.judging.sets if s.real)
-            answers = [self._one(worker, candidate, real)]
+            answers = [self._one(worker, candidate, self._real[0])]
         return self._compare(candidate, answers)
 
     def _one(self, worker: Worker, candidate: Candidate, feed_set: FeedSet) -> Answers:
