@@ -298,8 +298,9 @@ class TestOnAGpu:
         )
         device = found.device
         assert device.energy_by == "energy counter"
+        # NVML's power is a mean over the last second, of which this is only a part.
         assert device.energy_j == pytest.approx(
-            device.power_mean_w * found.latency_ms.mean / 1e3, rel=0.15
+            device.power_mean_w * found.latency_ms.mean / 1e3, rel=0.4
         )
         assert device.sm_clock_median_mhz >= device.sm_clock_min_mhz > 100
         assert device.readings >= 5

@@ -20,6 +20,8 @@ _UNREGISTERED = re.compile(
     r"No Op registered for (?P<op>\w+) with domain_version of (?P<opset>\d+)"
 )
 _NO_KERNEL = re.compile(r"Could not find an implementation for (?P<op>\w+)\((?P<version>\d+)\)")
+# What a node is told where no provider took it, by the pass that would copy its inputs.
+_NO_PROVIDER = re.compile(r"Provider type for (?P<op>\w+) node .* is not set")
 _TYPE = re.compile(r"Type Error: Type '(?P<type>[^']+)' of input.* of operator \((?P<op>\w+)\)")
 _OPSET = re.compile(r"Opset (?P<opset>\d+) is under development.*till opset (?P<max>\d+)", re.S)
 _IR = re.compile(
@@ -55,6 +57,12 @@ def on_open(
         return Unsupported(
             f"{provider} has no {precision} kernel for operator {m['op']} "
             f"(version {m['version']}), which {name} needs.",
+            why=text,
+            fix=f"Race {precision} by another backend, or this one in another precision.",
+        )
+    if precision is not Precision.FP32 and (m := _NO_PROVIDER.search(text)):
+        return Unsupported(
+            f"{provider} has no {precision} kernel for operator {m['op']}, which {name} needs.",
             why=text,
             fix=f"Race {precision} by another backend, or this one in another precision.",
         )

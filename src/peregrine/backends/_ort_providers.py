@@ -209,7 +209,8 @@ def _plugin_device(provider: Provider, target: Target) -> Any:
     if provider.module not in _registered:
         library = importlib.import_module(provider.module).get_library_path()
         _preload(provider.name)
-        ort.register_execution_provider_library(provider.distribution, library)
+        # By the provider's own name: some plugins take the name they are registered by for it.
+        ort.register_execution_provider_library(provider.name, library)
         _registered.add(provider.module)
     devices = ort.get_ep_devices()
     wanted = "CPU" if target.device == "cpu" else "GPU"
