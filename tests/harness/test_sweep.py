@@ -63,6 +63,23 @@ def test_the_largest_batch_is_found_under_a_memory_limit(tmp_path):
     assert 8 < row.max_batch < 150
 
 
+def test_the_objective_s_memory_limit_ends_the_search_for_the_largest_batch(tmp_path):
+    objective = Objective.latency(max_memory_mb=420)
+    _, row = _race(
+        tmp_path / "run", size=256, find_max_batch=True, max_batch_cap=256, objective=objective
+    )
+    assert row.can_win
+    assert row.max_batch_limited_by == "memory"
+    assert 8 < row.max_batch < 150
+
+
+def test_where_no_batch_is_within_the_limit_none_is_the_largest(tmp_path):
+    objective = Objective.latency(max_memory_mb=4)
+    _, row = _race(tmp_path / "run", find_max_batch=True, max_batch_cap=8, objective=objective)
+    assert (row.max_batch, row.max_batch_limited_by) == (0, "memory")
+    assert "at most 4 MB is allowed" in row.disqualified
+
+
 def test_the_search_for_the_largest_batch_ends_at_its_cap(tmp_path):
     _, row = _race(tmp_path / "run", find_max_batch=True, max_batch_cap=24)
     assert row.max_batch == 24

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from peregrine.backends._nvidia import nvidia_driver as nvidia_driver
 from peregrine.backends._trt_engine import (
     INSTALL,
     LADDER,
@@ -40,24 +40,6 @@ at batch 1 took 1.7 times as long without it."""
 
 _ENGINE = "engine.plan"
 _TORCH = "Install a CUDA build of PyTorch: `peregrine env create tensorrt`."
-
-
-def nvidia_driver() -> Support:
-    """Whether the NVIDIA driver is here and finds a GPU; asked of the driver itself."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return Support.no(
-            "There is no NVIDIA driver here (libcuda.so.1 does not load).",
-            "Run on a machine with an NVIDIA GPU and its driver (in a container: --gpus all).",
-        )
-    count = ctypes.c_int()
-    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0 or not count:
-        return Support.no(
-            "The NVIDIA driver finds no GPU.",
-            "Check `nvidia-smi`; in a container start it with --gpus all.",
-        )
-    return Support.yes()
 
 
 class TensorRtSession(Session):
@@ -193,12 +175,18 @@ class TensorRtSession(Session):
             self._graph = graph
 
     def synchronize(self) -> None:
+        self._running_on().synchronize()
+
+    def cuda_stream(self) -> int:
+        return int(self._running_on().cuda_stream)
+
+    def _running_on(self) -> torch.cuda.Stream:
+        """The stream that the last inference started on."""
         if self._graph is None:
-            self._stream.synchronize()
-            return
+            return self._stream
         import torch
 
-        torch.cuda.current_stream(self._device).synchronize()
+        return torch.cuda.current_stream(self._device)
 
     def fetch(self) -> dict[str, Array]:
         return {

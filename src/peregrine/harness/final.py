@@ -11,6 +11,7 @@ process happens to lie moves its speed by 1 to 3%, and a verdict must not hang o
 from __future__ import annotations
 
 import dataclasses
+import math
 import random
 import statistics
 from collections.abc import Callable, Sequence
@@ -19,12 +20,13 @@ from typing import Any
 
 from peregrine.errors import PeregrineError
 from peregrine.harness import wire
+from peregrine.harness.nvml import Nvml
 from peregrine.harness.process import Worker
 from peregrine.harness.reference import FeedSet
 from peregrine.harness.rundir import slug
 from peregrine.harness.trial import Setting
 from peregrine.harness.watch import available_mb
-from peregrine.results import CandidateResult, FinalRound
+from peregrine.results import CandidateResult, FinalRound, Measurement
 from peregrine.types import Precision
 from peregrine.validate import compare
 
@@ -51,6 +53,12 @@ class Reload:
     host_peak_mb: float | None = None
     """Peak of a process that only loaded the artefact and ran it at `batch`: what deploying
     takes. The trial's own process may still hold the compiler."""
+    device_peak_mb: float | None = None
+    """The device's memory that the same process takes, and what tells it, as in
+    `results.Memory`; in `device_used_peak_mb` is what the final's other processes hold."""
+    device_memory_by: str = ""
+    device_used_peak_mb: float | None = None
+    device_baseline_mb: float | None = None
 
 
 @dataclass(slots=True)
@@ -119,10 +127,12 @@ def _bring_back(setting: Setting, row: CandidateResult, batch: int, worker: Work
         )
         if not validation.passed:
             return Reload(row.id, opened["seconds"], ran["ms"], validation.reason)
-        peak = worker.call("peak", timeout_s=setting.request.timeout_s)["host_peak_mb"]
+        peak = worker.call("peak", timeout_s=setting.request.timeout_s)
     except PeregrineError as error:
         return Reload(row.id, None, None, error.what)
-    return Reload(row.id, opened["seconds"], ran["ms"], "", batch, peak)
+    return Reload(
+        row.id, opened["seconds"], ran["ms"], "", batch, peak["host_peak_mb"], **peak["device"]
+    )
 
 
 def _caller(setting: Setting, worker: Worker) -> Callable[..., dict[str, Any]]:
@@ -153,14 +163,13 @@ class _Final:
         self.contestants: list[_Contestant] = []
 
     def admit(self, rows: Sequence[tuple[CandidateResult, int]]) -> None:
-        """Bring every row back, as far as memory goes."""
-        room = available_mb() * _MEMORY_SHARE
+        """Bring every row back, as far as memory goes, the host's and the device's."""
+        device = self.setting.request.device
+        room = Room(available_mb() * _MEMORY_SHARE, free_device_mb(device) * _MEMORY_SHARE)
         for row, batch in rows:
-            need = row.memory.host_peak_mb if row.memory else 0.0
-            if need > room and self.contestants:
+            if not room.take(row, batch) and self.contestants:
                 self.record(Reload(row.id, None, None, _NO_ROOM))
                 continue
-            room -= need
             contestant = _Contestant(row, batch, self.start(row), [])
             self.contestants.append(contestant)
             reload = self.bring_back(contestant)
@@ -248,6 +257,36 @@ def process_of(number: int) -> int:
     return max(0, 1 + (number - _FIRST_ROUNDS - 1) // _ROUNDS_A_PROCESS)
 
 
+@dataclass(slots=True)
+class Room:
+    """The memory that is left for a final, MiB."""
+
+    host_mb: float
+    device_mb: float
+
+    def take(self, row: CandidateResult, batch: int) -> bool:
+        """Set aside what the row's own run took; false, and nothing set aside, where that is more
+        than is left. What is not known counts as nothing."""
+        memory = row.memory
+        if memory is None:
+            return True
+        seen = [m.device_peak_mb or 0.0 for m in row.measurements if m.batch == batch]
+        device = max(seen, default=0.0) or memory.device_peak_mb or 0.0
+        if memory.host_peak_mb > self.host_mb or device > self.device_mb:
+            return False
+        self.host_mb -= memory.host_peak_mb
+        self.device_mb -= device
+        return True
+
+
+def free_device_mb(device: str) -> float:
+    """MiB free now on what CUDA calls `device`; without end on a CPU, and where NVML does not
+    tell."""
+    gpu = Nvml.open(device)[0] if device.startswith("cuda") else None
+    free = gpu.free_mb() if gpu else None
+    return math.inf if free is None else free
+
+
 def _out_of_the_running(contestants: Sequence[_Contestant]) -> list[_Contestant]:
     """Those behind the leader in every round so far, by more than noise would explain; and those
     that may not win, whose speed is known well enough by now."""
@@ -272,12 +311,23 @@ def with_reload(row: CandidateResult, reload: Reload) -> CandidateResult:
         return dataclasses.replace(row, disqualified=why)
     if reload.host_peak_mb is None or row.memory is None:
         return dataclasses.replace(row, load_s=reload.load_s)
-    first = row.measurements[0].batch
     memory = row.memory
-    if reload.batch == first:
+    if reload.batch == row.measurements[0].batch:
         memory = dataclasses.replace(memory, host_peak_mb=reload.host_peak_mb)
+        if reload.device_peak_mb is not None:
+            memory = dataclasses.replace(
+                memory,
+                device_peak_mb=reload.device_peak_mb,
+                device_memory_by=reload.device_memory_by,
+                device_used_peak_mb=reload.device_used_peak_mb,
+                device_baseline_mb=reload.device_baseline_mb,
+            )
     measurements = tuple(
-        dataclasses.replace(m, peak_mb=reload.host_peak_mb) if m.batch == reload.batch else m
-        for m in row.measurements
+        _remembered(m, reload) if m.batch == reload.batch else m for m in row.measurements
     )
     return dataclasses.replace(row, load_s=reload.load_s, memory=memory, measurements=measurements)
+
+
+def _remembered(m: Measurement, reload: Reload) -> Measurement:
+    device = m.device_peak_mb if reload.device_peak_mb is None else reload.device_peak_mb
+    return dataclasses.replace(m, peak_mb=reload.host_peak_mb, device_peak_mb=device)

@@ -112,11 +112,19 @@ class Nvml:
         counted: int | None = self._ask("nvmlDeviceGetTotalEnergyConsumption")
         return counted
 
+    def free_mb(self) -> float | None:
+        """Memory that no process holds now, MiB."""
+        info = self._memory()
+        return None if info is None else info.free / _MIB
+
     def _used_mb(self) -> float | None:
-        # Version 2 leaves out what the driver keeps for itself, as nvidia-smi does.
-        info = self._ask("nvmlDeviceGetMemoryInfo", self._nvml.nvmlMemory_v2)
-        info = info or self._ask("nvmlDeviceGetMemoryInfo")
+        info = self._memory()
         return None if info is None else info.used / _MIB
+
+    def _memory(self) -> Any:
+        # Version 2 counts apart what the driver keeps for itself, as nvidia-smi does.
+        info = self._ask("nvmlDeviceGetMemoryInfo", self._nvml.nvmlMemory_v2)
+        return info or self._ask("nvmlDeviceGetMemoryInfo")
 
     def _process_mb(self, pid: int) -> float | None:
         for process in self._ask("nvmlDeviceGetComputeRunningProcesses") or ():

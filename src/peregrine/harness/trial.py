@@ -30,6 +30,7 @@ from peregrine.harness.request import Request
 from peregrine.harness.rundir import SCRATCH, RunDirectory, slug
 from peregrine.harness.watch import available_mb
 from peregrine.model.model import Model
+from peregrine.objective import memory_mb
 from peregrine.results import (
     Boundary,
     CandidateResult,
@@ -372,13 +373,18 @@ class _Trial:
 
     def search_max_batch(self, lead: FeedSet) -> None:
         """The largest batch that runs within the memory limit, each try in a disposable worker:
-        double from the largest measured one, then bisect."""
+        double from the largest measured one, then bisect. 0 where none was seen to.
+
+        The objective's limit on memory counts as the end of it: it stands for a smaller card."""
         cap = self.request.max_batch_cap
-        good, bad = min(self.largest, cap), None
-        limited_by = "cap"
-        deadline = time.monotonic() + self.request.timeout_s
+        over = {m.batch for m in self.measured if self.exceeds(memory_mb(self.row, m))}
+        bad = min(over, default=None)
+        good = min(cap, max((m.batch for m in self.measured if m.batch not in over), default=0))
+        limited_by = "memory" if over else "cap"
+        timeout_s = self.request.timeout_s
+        deadline = time.monotonic() + timeout_s
         while good < cap and (bad is None or bad - good > 1):
-            batch = min(cap, good * 2) if bad is None else (good + bad) // 2
+            batch = min(cap, good * 2 if bad is None else (good + bad) // 2)
             self.phase("largest batch", f"trying {batch}")
             if time.monotonic() > deadline:
                 limited_by = "time"
@@ -386,10 +392,24 @@ class _Trial:
             try:
                 with self.setting.start(self.candidate, "max-batch") as worker:
                     self.setting.open(worker, self.candidate, batch)
-                    self.call(worker, "first_run", lead, batch)
-                good = batch
+                    ran = self.call(worker, "first_run", lead, batch)
+                    if ran["device"]:
+                        taken = ran["device"]["device_peak_mb"]
+                    else:
+                        taken = worker.call("peak", timeout_s=timeout_s)["host_peak_mb"]
+                if self.exceeds(taken):
+                    bad, limited_by = batch, "memory"
+                else:
+                    good = batch
             except WorkerOutOfMemory:
                 bad, limited_by = batch, "memory"
             except PeregrineError as error:
                 bad, limited_by = batch, error.what.splitlines()[0]
+        if good == cap:
+            limited_by = "cap"
         self.update(max_batch=good, max_batch_limited_by=limited_by)
+
+    def exceeds(self, taken_mb: float | None) -> bool:
+        """Whether this is more memory than the objective allows."""
+        limit = self.request.objective.max_memory_mb
+        return limit is not None and taken_mb is not None and taken_mb > limit
