@@ -94,9 +94,9 @@ class TestObjective:
             ),
             (
                 Objective.throughput(50, 1e3),
-                "throughput with latency at most 50 ms and memory at most 1000 MB",
+                "throughput with p95 latency at most 50 ms and memory at most 1000 MB",
             ),
-            (Objective.memory(12.5), "memory with latency at most 12.5 ms"),
+            (Objective.memory(12.5), "memory with p95 latency at most 12.5 ms"),
             (
                 dataclasses.replace(Objective.latency(), boundary=Boundary.DEVICE),
                 "latency at batch 1 (device boundary)",

@@ -29,6 +29,9 @@ PeregrineError
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class PeregrineError(Exception):
     """Base of all. `what` happened, `why`, and `fix`: the command or change that helps."""
@@ -163,3 +166,9 @@ class EnvironmentFailure(PeregrineError):
     """A backend's own environment cannot be made or used."""
 
     exit_code = 8
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """` Did you mean 'latency'?`, to end a `what` with; empty where nothing is like `word`."""
+    near = difflib.get_close_matches(word, list(map(str, known)), n=1, cutoff=0.4)
+    return f" Did you mean {near[0]!r}?" if near else ""

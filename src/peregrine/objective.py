@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import enum
 import math
 from dataclasses import dataclass
 
-from peregrine.errors import OptionError
+from peregrine.errors import OptionError, did_you_mean
 from peregrine.results import Boundary, CandidateResult, Measurement
 
 
@@ -77,10 +76,8 @@ class Objective:
         """
         name = text.strip().lower()
         if name not in list(Goal):
-            near = difflib.get_close_matches(name, list(Goal), n=1, cutoff=0.4)
             raise OptionError(
-                f"There is no objective {text!r}."
-                + (f" Did you mean '{near[0]}'?" if near else ""),
+                f"There is no objective {text!r}.{did_you_mean(name, Goal)}",
                 fix="Use latency, throughput or memory.",
             )
         goal = Goal(name)
@@ -102,7 +99,7 @@ class Objective:
         at = f" at batch {self.batch}" if self.batch is not None else ""
         limits = []
         if self.max_latency_ms is not None:
-            limits.append(f"latency at most {self.max_latency_ms:g} ms")
+            limits.append(f"p95 latency at most {self.max_latency_ms:g} ms")
         if self.max_memory_mb is not None:
             limits.append(f"memory at most {self.max_memory_mb:g} MB")
         given = f" with {' and '.join(limits)}" if limits else ""
@@ -143,8 +140,9 @@ class Objective:
         if self.max_latency_ms is not None:
             latency = in_flight_latency_ms(m) if self.goal is Goal.THROUGHPUT else m.latency_ms.p95
             if latency > self.max_latency_ms:
+                percentile = "p95 latency" if latency == m.latency_ms.p95 else "latency in flight"
                 return (
-                    f"Its latency at batch {m.batch} is {latency:.3g} ms; "
+                    f"Its {percentile} at batch {m.batch} is {latency:.3g} ms; "
                     f"at most {self.max_latency_ms:g} ms is allowed."
                 )
         if self.max_memory_mb is not None:

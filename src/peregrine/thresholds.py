@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from peregrine.errors import OptionError
+from peregrine.errors import OptionError, did_you_mean
 from peregrine.types import Precision
 
 
@@ -50,10 +49,8 @@ class Thresholds:
         known = [f.name for f in dataclasses.fields(cls)]
         for name, value in (overrides or {}).items():
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
                 raise OptionError(
-                    f"There is no threshold {name!r}."
-                    + (f" Did you mean {near[0]!r}?" if near else ""),
+                    f"There is no threshold {name!r}.{did_you_mean(name, known)}",
                     fix=f"Use one of: {', '.join(known)}.",
                 )
             low, high = (-1.0, 1.0) if name == "cosine" else (0.0, math.inf)

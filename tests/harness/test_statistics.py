@@ -111,7 +111,7 @@ def test_quiet_runs_raise_no_false_alarm(seed):
 @pytest.mark.parametrize(
     ("samples", "words"),
     [
-        (quiet(12), "only 12 samples"),
+        (quiet(12), "only 12 of 50 samples"),
         (np.concatenate([quiet(200), 1.3 * quiet(200, 1)]), "30% slower"),
         (np.concatenate([quiet(200), 0.8 * quiet(200, 1)]), "20% faster"),
         (np.where(np.arange(400) % 3 == 0, 2.0, 1.0) * quiet(), "two speeds"),
@@ -126,3 +126,9 @@ def test_noise_is_named(samples, words):
 def test_a_timer_that_costs_more_than_a_hundredth_is_named():
     assert any("clock" in text for text in noise_warnings(quiet() / 5000, timer_ms=6e-5))
     assert noise_warnings(quiet(), timer_ms=6e-5) == ()
+
+
+def test_few_samples_are_said_where_more_were_asked_for():
+    assert noise_warnings(quiet(12), asked=12) == ()
+    (said,) = noise_warnings(quiet(12), asked=20)
+    assert "12 of 20" in said

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from importlib.metadata import entry_points
 
 from peregrine.backends.base import Backend
-from peregrine.errors import OptionError
+from peregrine.errors import OptionError, did_you_mean
 
 GROUP = "peregrine.backends"
 
@@ -22,9 +21,8 @@ def resolve(wanted: str) -> str:
     known = names()
     if wanted in known:
         return known[wanted]
-    near = difflib.get_close_matches(wanted, known, n=1, cutoff=0.4)
     raise OptionError(
-        f"There is no backend {wanted!r}." + (f" Did you mean {near[0]!r}?" if near else ""),
+        f"There is no backend {wanted!r}.{did_you_mean(wanted, known)}",
         why=f"The registered ones are: {', '.join(known) or 'none'}.",
         fix="Run `peregrine doctor` to see each with its state.",
     )

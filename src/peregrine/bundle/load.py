@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import json
 import warnings
 from collections.abc import Mapping
@@ -26,6 +25,7 @@ from peregrine.errors import (
     OptionError,
     PeregrineError,
     Unsupported,
+    did_you_mean,
 )
 from peregrine.model.graphs import base_graph
 from peregrine.model.model import MODEL_FILE, Model
@@ -282,9 +282,8 @@ def _choose(rows: list[Candidate], backend: str, wanted: str | None) -> Candidat
     known = {row.id: row for row in rows}
     if wanted in known:
         return known[wanted]
-    near = difflib.get_close_matches(wanted, known, n=1, cutoff=0.4)
     raise OptionError(
-        f"{backend} has no candidate {wanted!r}." + (f" Did you mean {near[0]!r}?" if near else ""),
+        f"{backend} has no candidate {wanted!r}.{did_you_mean(wanted, known)}",
         fix=f"Use one of: {'; '.join(known)}.",
     )
 

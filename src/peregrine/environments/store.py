@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import difflib
 import fcntl
 import json
 import os
@@ -24,7 +23,7 @@ from typing import Any
 
 from peregrine.backends import registry
 from peregrine.environments.command import CommandFailed, run
-from peregrine.errors import EnvironmentFailure, OptionError
+from peregrine.errors import EnvironmentFailure, OptionError, did_you_mean
 
 RECORD = "environment.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -217,9 +216,8 @@ def refuse_existing(name: str) -> None:
 
 
 def unknown(what: str, name: str, known: Mapping[str, object]) -> EnvironmentFailure:
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
     return EnvironmentFailure(
-        what + (f" Did you mean {near[0]!r}?" if near else ""),
+        what + did_you_mean(name, known),
         why=f"There are: {', '.join(known) or 'none'}.",
         fix="Run `peregrine env list` to see them.",
     )

@@ -142,7 +142,7 @@ def assemble(run: RunDirectory) -> Report:
         winner=winner,
         objective=str(request.objective),
         final_rounds=found.rounds,
-        warnings=_warnings(found, rows),
+        warnings=_warnings(found, rows, request.min_runs),
         complete=bool(found.finished),
         command=request.command,
         started=found.started,
@@ -186,7 +186,8 @@ def _versions(rows: list[CandidateResult]) -> dict[str, str]:
     return dict(sorted(versions.items()))
 
 
-def _warnings(found: Findings, rows: list[CandidateResult]) -> tuple[str, ...]:
+def _warnings(found: Findings, rows: list[CandidateResult], runs: int) -> tuple[str, ...]:
+    """`runs`: how many samples were asked for."""
     said = []
     machine = found.machine
     if machine and machine.load_average is not None:
@@ -205,7 +206,13 @@ def _warnings(found: Findings, rows: list[CandidateResult]) -> tuple[str, ...]:
                 continue
             if not measurement.stable:
                 said.append(f"{row.id}: still changing when its warm-up ended.")
-            said += [f"{row.id}: {text}." for text in noise_warnings(measurement.samples_ms)]
+            noise = noise_warnings(measurement.samples_ms, asked=runs)
+            said += [f"{row.id}: {text}." for text in noise]
+            if measurement.device is not None and measurement.device.throttle:
+                said.append(
+                    f"{row.id}: the GPU was throttled while it was measured "
+                    f"({', '.join(measurement.device.throttle)}): its clocks were held down."
+                )
     return tuple(said)
 
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from peregrine.results import LatencyMs
 
 PAPER_RUNS = 50
-"""Runs the paper takes of every inference; fewer are said."""
+"""Runs the paper takes of every inference."""
 
 _Floats = npt.NDArray[np.float64]
 
@@ -85,17 +85,19 @@ def bootstrap_ci_of_median(samples: Sequence[float], *, seed: int = 0) -> tuple[
     return float(low), float(high)
 
 
-def noise_warnings(samples: Sequence[float], *, timer_ms: float = 0.0) -> tuple[str, ...]:
+def noise_warnings(
+    samples: Sequence[float], *, asked: int = PAPER_RUNS, timer_ms: float = 0.0
+) -> tuple[str, ...]:
     """What a reader of these samples (milliseconds, in the order taken) must know, in sentences.
 
-    Too few samples, drift, two speeds, outliers, a wide spread, a timer whose own cost
-    (`timer_ms`) shows. Noise is reported and never a reason to discard or to abort.
+    Fewer samples than were `asked` for, drift, two speeds, outliers, a wide spread, a timer whose
+    own cost (`timer_ms`) shows. Noise is reported and never a reason to discard or to abort.
     """
     values = _values(samples)
     median = float(np.median(values))
     found = []
-    if len(values) < PAPER_RUNS:
-        found.append(f"only {len(values)} samples fitted the time limit (the paper takes 50)")
+    if len(values) < asked:
+        found.append(f"only {len(values)} of {asked} samples fitted the time limit")
     if timer_ms > _TIMER_SHARE * median:
         found.append(
             f"reading the clock takes {timer_ms * 1e3:.2f} us, "

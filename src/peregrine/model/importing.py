@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from peregrine.errors import ModelError, ModelNotFound
+from peregrine.errors import ModelError, ModelNotFound, did_you_mean
 
 
 def find_callable(location: str, attribute: str, search_path: Sequence[str]) -> Any:
@@ -36,11 +35,7 @@ def find_callable(location: str, attribute: str, search_path: Sequence[str]) -> 
     owner = found
     for part in attribute.split("."):
         if not hasattr(found, part):
-            near = difflib.get_close_matches(part, dir(found), n=1)
-            raise ModelNotFound(
-                f"{location} has no {attribute!r}."
-                + (f" Did you mean {near[0]!r}?" if near else "")
-            )
+            raise ModelNotFound(f"{location} has no {attribute!r}.{did_you_mean(part, dir(found))}")
         found = getattr(found, part)
     if not callable(found):
         raise ModelError(f"{owner.__name__}:{attribute} is not callable.")

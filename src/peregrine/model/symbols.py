@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from peregrine.errors import OptionError
+from peregrine.errors import OptionError, did_you_mean
 from peregrine.model.feeds import check_feeds
 from peregrine.model.inputs import BATCH, InputSpec
 from peregrine.types import Dim, Feeds, TensorSpec
@@ -134,10 +133,8 @@ class _Merge:
             wanted = item.spec
             have = self.raw.get(wanted.name)
             if have is None:
-                near = difflib.get_close_matches(wanted.name, self.raw, n=1)
                 raise OptionError(
-                    f"The model has no input {wanted.name!r}."
-                    + (f" Did you mean {near[0]!r}?" if near else ""),
+                    f"The model has no input {wanted.name!r}.{did_you_mean(wanted.name, self.raw)}",
                     fix=f"Its inputs are: {', '.join(map(str, self.raw.values()))}.",
                 )
             if have.dtype != wanted.dtype or len(have.shape) != len(wanted.shape):
@@ -249,11 +246,9 @@ def _sizes(merge: _Merge, inputs: Sequence[TensorSpec], dims: Mapping[str, int])
                 fix=f"Use --batch {size}.",
             )
         if not final:
-            near = difflib.get_close_matches(name, known, n=1)
             free = ", ".join(sorted(known - {merge.batch})) or "none"
             raise OptionError(
-                f"The model has no open dimension {name!r}."
-                + (f" Did you mean {near[0]!r}?" if near else ""),
+                f"The model has no open dimension {name!r}.{did_you_mean(name, known)}",
                 fix=f"Its open dimensions besides the batch are: {free}.",
             )
         if size < 1:
