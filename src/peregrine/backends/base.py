@@ -10,7 +10,6 @@ from __future__ import annotations
 import abc
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import ClassVar
 
 from peregrine.errors import FeedError, OptionError
@@ -82,12 +81,7 @@ class Session(abc.ABC):
     def __enter__(self) -> Session:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
