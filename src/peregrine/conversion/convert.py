@@ -17,7 +17,7 @@ from peregrine.conversion.prepare import prepare
 from peregrine.conversion.quiet import quiet
 from peregrine.errors import PeregrineError, Unsupported
 from peregrine.model import onnx_file
-from peregrine.model.graphs import REPAIRED, Graph
+from peregrine.model.graphs import Graph
 from peregrine.model.model import Model
 from peregrine.results import Conversion, KeptLayer, from_builtins, to_builtins
 
@@ -42,7 +42,7 @@ def convert(
     calibration: Calibration | None = None,
     keep: Sequence[KeptLayer] = (),
     calibrator: str = "",
-    repaired: bool = False,
+    name: str = "",
 ) -> Conversion:
     """Write a model directory like `model`'s whose graph is in lower precision.
 
@@ -53,7 +53,7 @@ def convert(
         calibration: where the ranges come from; needed where `graph.calibrated`.
         keep: nodes of the prepared graph to leave in fp32.
         calibrator: minmax, entropy or percentile; empty to try all and keep the best.
-        repaired: name it as a repaired graph.
+        name: of a repaired graph; the graph's own when empty.
 
     Raises:
         Unsupported: the model has no ONNX graph, calibration data is missing, a library cannot
@@ -90,9 +90,9 @@ def convert(
         store.put(key, out, _files(made), record)
     else:
         made = from_builtins(record["made"], Made)
-    _write_model(model, f"{graph}{REPAIRED}" if repaired else str(graph), out, made)
+    _write_model(model, name or str(graph), out, made)
     return Conversion(
-        graph=f"{graph}{REPAIRED}" if repaired else str(graph),
+        graph=name or str(graph),
         precision=graph.precision,
         by=made.by,
         seconds=record["seconds"],

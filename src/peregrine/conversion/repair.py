@@ -21,7 +21,7 @@ from peregrine.conversion.convert import convert
 from peregrine.conversion.prepare import prepare
 from peregrine.conversion.trials import Judged, Limits, Trials, judge
 from peregrine.errors import PeregrineError
-from peregrine.model.graphs import Graph
+from peregrine.model.graphs import REPAIRED, Graph
 from peregrine.model.model import Model
 from peregrine.results import Conversion, Repair, RepairStep
 
@@ -71,13 +71,14 @@ class Repairer:
         self._ranking: list[Blamed] | None = None
         self._known: dict[frozenset[str], Judged] = {}
 
-    def attempt(self, limits: Limits, budget_s: float, out: Path) -> Attempt:
+    def attempt(self, limits: Limits, budget_s: float, out: Path, name: str = "") -> Attempt:
         """Find the fewest nodes to leave in fp32 and write the repaired model directory.
 
         Args:
             limits: what the graph must keep to, on the calibration items.
             budget_s: looked at between steps; a step that runs is not interrupted.
             out: directory to write, only where there is a repaired graph.
+            name: of the repaired graph; `GRAPH+repaired` when empty.
 
         Returns:
             The attempt. Where the graph passes as it is, its last step has kept 0 and passed, and
@@ -91,7 +92,7 @@ class Repairer:
             if kept is None:
                 outcome = search.outcome
             else:
-                conversion = self._write(kept, out)
+                conversion = self._write(kept, out, name or f"{self._graph}{REPAIRED}")
                 outcome = _kept_words(kept, search.convertible, search.outcome)
         except PeregrineError as error:
             outcome = f"The repair ended: {error.reason}"
@@ -137,7 +138,7 @@ class Repairer:
         if self._progress:
             self._progress(step)
 
-    def _write(self, kept: Sequence[Blamed], out: Path) -> Conversion:
+    def _write(self, kept: Sequence[Blamed], out: Path, name: str) -> Conversion:
         return convert(
             self._model,
             self._graph,
@@ -145,7 +146,7 @@ class Repairer:
             calibration=self._calibration,
             keep=tuple(b.kept() for b in kept),
             calibrator=self.trials.calibrator,
-            repaired=True,
+            name=name,
         )
 
 

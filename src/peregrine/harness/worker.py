@@ -150,7 +150,7 @@ class Commands:
             self._repairer = Repairer(
                 Model.open(Path(model)), Graph(graph), Calibration.open(Path(data))
             )
-        attempt = self._repairer.attempt(Limits(**limits), budget_s, Path(out))
+        attempt = self._repairer.attempt(Limits(**limits), budget_s, Path(out), Path(out).name)
         return {
             "repair": to_builtins(attempt.repair),
             "conversion": to_builtins(attempt.conversion),
