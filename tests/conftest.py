@@ -13,8 +13,9 @@ settings.load_profile("peregrine")
 
 @pytest.fixture(autouse=True)
 def _own_home(tmp_path_factory, monkeypatch):
-    """Tests see no environments of the person who runs them."""
+    """Tests see no environments and no kept engines of the person who runs them."""
     monkeypatch.setenv("PEREGRINE_HOME", str(tmp_path_factory.mktemp("home")))
+    monkeypatch.setenv("PEREGRINE_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
 def install_faults(patch: pytest.MonkeyPatch) -> None:
@@ -35,4 +36,5 @@ def faults_for_module(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         install_faults(patch)
         patch.setenv("PEREGRINE_HOME", str(tmp_path_factory.mktemp("home")))
+        patch.setenv("PEREGRINE_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from peregrine import engines
 from peregrine.bundle import BundleSession, open_session
 from peregrine.bundle import load as load_bundle
 from peregrine.checkup import Checkup
 from peregrine.checkup import doctor as check_up
+from peregrine.engines import Listed
 from peregrine.errors import FeedError, NoCandidate, OptionError
 from peregrine.events import Observer, ignore
 from peregrine.hardware import cpu_flags, visible_gpu
@@ -223,6 +225,17 @@ def session(
 def doctor() -> Checkup:
     """What can run here, what cannot, why, and the fix."""
     return check_up()
+
+
+def kept() -> list[Listed]:
+    """The engines and converted graphs that are kept between runs, last used first."""
+    return engines.kept()
+
+
+def prune(max_bytes: int) -> list[Listed]:
+    """Drop what was used longest ago until the rest fits in `max_bytes`; 0 drops all. Returns
+    what went."""
+    return engines.prune(max_bytes)
 
 
 def open_report(run_dir: str | os.PathLike[str]) -> Report:

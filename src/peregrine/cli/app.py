@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from peregrine.cli import machine, races
+from peregrine.cli.cache import cache
 from peregrine.cli.console import say_error
 from peregrine.errors import PeregrineError
 
@@ -87,6 +88,12 @@ app.add_typer(
     machine.env,
     name="env",
     help="Backends in a virtual environment of their own.",
+    rich_help_panel=_MACHINE,
+)
+app.add_typer(
+    cache,
+    name="cache",
+    help="Engines and converted graphs kept between runs.",
     rich_help_panel=_MACHINE,
 )
 

@@ -1,9 +1,4 @@
-"""Converted graphs kept between runs, by what they are made of.
-
-An entry is a directory named by its key: a converter's files and `entry.json`, which holds their
-sha256 and how they were made. It is made under another name and renamed into place, so half an
-entry has no key; a file that no longer hashes to what is recorded makes the entry void.
-"""
+"""Converted graphs kept between runs, by what they are made of."""
 
 from __future__ import annotations
 
@@ -12,19 +7,14 @@ import functools
 import hashlib
 import importlib.metadata
 import json
-import os
-import shutil
-import tempfile
-import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-LIMIT = 8 << 30
-"""Bytes; above it the entries that were used longest ago go."""
-_ENTRY = "entry.json"
-_DRAFT = ".draft-"
-_ABANDONED_S = 86400
+from peregrine.store import Store, cache_directory
+
+__all__ = ["Store", "key_of", "root"]
+
 _LIBRARIES = (
     *("ml-dtypes", "nncf", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu"),
     *("onnxscript", "openvino"),
@@ -32,15 +22,8 @@ _LIBRARIES = (
 
 
 def root() -> Path | None:
-    """Where graphs are kept: `$PEREGRINE_CACHE/graphs`, or in the platform's cache directory.
-    None in an environment that cannot say where that is."""
-    if chosen := os.environ.get("PEREGRINE_CACHE"):
-        return Path(chosen).expanduser().absolute() / "graphs"
-    try:
-        import platformdirs
-    except ModuleNotFoundError:  # a user's environment needs no more than a worker does
-        return None
-    return platformdirs.user_cache_path("peregrine") / "graphs"
+    """Where graphs are kept. None in an environment that cannot say where that is."""
+    return cache_directory("graphs")
 
 
 def key_of(facts: Mapping[str, Any]) -> str:
@@ -60,112 +43,3 @@ def _makers() -> dict[str, str]:
     for path in sorted(Path(__file__).parent.glob("*.py")):
         code.update(path.read_bytes())
     return {**makers, "code": code.hexdigest()}
-
-
-class Store:
-    """Entries in a directory that processes may share.
-
-    What the disk refuses (full, read-only) costs the entry, not the conversion.
-    """
-
-    def __init__(self, directory: Path | None, limit: int = LIMIT) -> None:
-        self._root = directory
-        self._limit = limit
-
-    def fetch(self, key: str, out: Path) -> dict[str, Any] | None:
-        """Copy an entry's files to `out` and return its record; None where there is no entry, or
-        one with a file that is not what was put there, which is then deleted."""
-        if self._root is None:
-            return None
-        home = self._root / key
-        try:
-            entry = json.loads((home / _ENTRY).read_text())
-            files: dict[str, str] = entry["files"]
-            record: dict[str, Any] = entry["record"]
-            intact = entry["seal"] == _seal(files, record) and all(
-                _copy(home / name, out / name) == sha256 for name, sha256 in files.items()
-            )
-        except FileNotFoundError:
-            intact = False
-            if not home.is_dir():  # never there, or another process just dropped it
-                return None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            intact = False
-        if not intact:
-            self._drop(home)
-            return None
-        with contextlib.suppress(OSError):
-            os.utime(home / _ENTRY)  # used now
-        return record
-
-    def put(self, key: str, source: Path, names: Iterable[str], record: Mapping[str, Any]) -> None:
-        """Keep a copy of files in `source`, and drop old entries above the limit. Where another
-        process was first, its entry stays."""
-        if self._root is None:
-            return
-        with contextlib.suppress(OSError):
-            self._root.mkdir(parents=True, exist_ok=True)
-            draft = Path(tempfile.mkdtemp(prefix=_DRAFT, dir=self._root))
-            try:
-                files = {name: _copy(source / name, draft / name) for name in names}
-                entry = {"files": files, "record": record, "seal": _seal(files, record)}
-                (draft / _ENTRY).write_text(json.dumps(entry, indent=1, sort_keys=True))
-                draft.rename(self._root / key)
-            finally:
-                shutil.rmtree(draft, ignore_errors=True)
-        self._trim(key)
-
-    def _drop(self, home: Path) -> None:
-        """Take an entry out of use at once; deleting its files takes longer."""
-        assert self._root is not None
-        with contextlib.suppress(OSError):
-            grave = Path(tempfile.mkdtemp(prefix=_DRAFT, dir=self._root))
-            home.rename(grave / home.name)
-            shutil.rmtree(grave, ignore_errors=True)
-
-    def _trim(self, newest: str) -> None:
-        """Keep what was used last within the limit, and the newest in any case."""
-        assert self._root is not None
-        kept = 0
-        for used, path in sorted(self._entries(), reverse=True):
-            if path.name.startswith(_DRAFT):
-                if time.time() - used > _ABANDONED_S:
-                    shutil.rmtree(path, ignore_errors=True)
-                continue
-            kept += _size(path)
-            if kept > self._limit and path.name != newest:
-                self._drop(path)
-
-    def _entries(self) -> list[tuple[float, Path]]:
-        assert self._root is not None
-        found = []
-        with contextlib.suppress(OSError):
-            for path in self._root.iterdir():
-                mark = path / _ENTRY if (path / _ENTRY).exists() else path
-                with contextlib.suppress(OSError):
-                    found.append((mark.stat().st_mtime, path))
-        return found
-
-
-def _seal(files: Mapping[str, str], record: Mapping[str, Any]) -> str:
-    """A hash over the entry's own words."""
-    return hashlib.sha256(json.dumps([files, record], sort_keys=True).encode()).hexdigest()
-
-
-def _copy(source: Path, target: Path) -> str:
-    """Copy a file; the sha256 is of the bytes that were written."""
-    digest = hashlib.sha256()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with source.open("rb") as read, target.open("wb") as write:
-        while chunk := read.read(1 << 22):
-            digest.update(chunk)
-            write.write(chunk)
-    return digest.hexdigest()
-
-
-def _size(directory: Path) -> int:
-    total = 0
-    for path in directory.rglob("*"):
-        with contextlib.suppress(OSError):
-            total += path.stat().st_size
-    return total
