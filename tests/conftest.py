@@ -11,6 +11,14 @@ settings.register_profile("peregrine", deadline=None)
 settings.load_profile("peregrine")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory):
+    """Fixtures of a module run before any of a test: they see no kept engines either."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PEREGRINE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _own_home(tmp_path_factory, monkeypatch):
     """Tests see no environments and no kept engines of the person who runs them."""
