@@ -7,12 +7,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from peregrine.harness.assemble import throttle_warnings
 from peregrine.results import (
     Boundary,
     CalibratorTrial,
     CandidateResult,
     Comparison,
     Conversion,
+    DeviceConditions,
     FinalRound,
     Guard,
     KeptLayer,
@@ -436,4 +438,76 @@ def ladder_report(*, labels: bool = True) -> Report:
         final_rounds=found,
         command="peregrine bench efficientnet_lite0 --precision auto --calibration photos "
         "--max-drop 1",
+    )  # fmt: skip
+
+
+def on_gpu(
+    result: CandidateResult, peak: float, watts: float, *, by: str = "NVML, this process",
+    throttle: tuple[str, ...] = (), reason: str = "", stream: bool = True,
+) -> CandidateResult:  # fmt: skip
+    """A row as if it had run on a GPU whose runtime shows its `stream`; `reason` says why NVML
+    was not there."""
+    rng = np.random.default_rng(len(result.id))
+
+    def watched(m: Measurement) -> Measurement:
+        median = m.latency_ms.p50
+        seen = DeviceConditions(
+            37, "", 1755.0 if throttle else 1965.0, 1980.0, 3201.0, 51.0, watts,
+            watts * median / 1e3, "energy counter" if by.endswith("process") else
+            "mean power x time", throttle, not throttle, 0.42,
+        )  # fmt: skip
+        events = stream and m.boundary is Boundary.DEVICE
+        return dataclasses.replace(
+            m,
+            device_peak_mb=None if reason else peak + 6.0 * m.batch,
+            device=DeviceConditions(0, reason) if reason else seen,
+            events_ms=latency(draw(rng, 0.82 * median, 50)) if events else None,
+        )
+
+    assert result.memory is not None
+    memory = dataclasses.replace(
+        result.memory,
+        device_peak_mb=None if reason else peak + 6.0,
+        device_memory_by=f"not known: {reason}" if reason else by,
+        device_used_peak_mb=None if reason else 2417.0 + peak,
+        device_baseline_mb=None if reason else 2411.0,
+    )
+    return dataclasses.replace(
+        result, memory=memory, measurements=tuple(map(watched, result.measurements))
+    )
+
+
+def gpu_report() -> Report:
+    """A race on a GPU: one row throttled, one known by growth alone, one without NVML."""
+    cuda = Placement("cuda:0", {"TensorRT": 41}, proof="layers of the deserialised engine")
+    half = {"precision": Precision.FP16, "placement": cuda, "batch_gain": 0.4}
+    rows = (
+        on_gpu(row("pytorch", "eager", 3.1, seed=1, peak=3120, batch_gain=0.3,
+                   placement=Placement("cuda:0", {"aten": 311}, proof="torch.profiler")), 812, 188),
+        on_gpu(row("tensorrt", "", 0.62, seed=2, peak=2210, build=48.1, placement=cuda,
+                   batch_gain=0.4), 596, 402),
+        on_gpu(row("tensorrt", "", 0.41, seed=3, peak=2190, build=73.0, **half), 571, 688,
+               throttle=("software power cap",)),
+        on_gpu(row("onnxruntime", "CUDAExecutionProvider", 1.24, seed=4, peak=2540,
+                   batch_gain=0.4), 934, 270, stream=False,
+               by="NVML, growth of the GPU's used memory"),
+        on_gpu(row("torch_tensorrt", "dynamo", 0.66, seed=5, peak=4100, placement=cuda), 640, 0,
+               reason="nvidia-ml-py is not installed in this interpreter"),
+    )  # fmt: skip
+    first = rows[2]
+    found = rounds((first, rows[1]))
+    finals = compare(first.id, found)
+    gpu = "NVIDIA H200 (capability 9.0, 143771 MiB, at most 700 W, driver 580.95, CUDA 13.0)"
+    return dataclasses.replace(
+        example_report(),
+        machine=dataclasses.replace(machine(), gpus=(gpu,)),
+        candidates=rows,
+        winner=Winner(
+            first.id, "latency at batch 1", finals[0].ratio - 1, (),
+            "It was faster in every one of 6 interleaved rounds.", 1,
+            (finals[0].ci95[0] - 1, finals[0].ci95[1] - 1), finals,
+        ),
+        final_rounds=found,
+        warnings=tuple(throttle_warnings(rows)),
+        command="peregrine bench efficientnet_lite0 --device cuda --precision fp32,fp16",
     )  # fmt: skip

@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -208,12 +208,25 @@ def _warnings(found: Findings, rows: list[CandidateResult], runs: int) -> tuple[
                 said.append(f"{row.id}: still changing when its warm-up ended.")
             noise = noise_warnings(measurement.samples_ms, asked=runs)
             said += [f"{row.id}: {text}." for text in noise]
-            if measurement.device is not None and measurement.device.throttle:
-                said.append(
-                    f"{row.id}: the GPU was throttled while it was measured "
-                    f"({', '.join(measurement.device.throttle)}): its clocks were held down."
-                )
-    return tuple(said)
+    return (*said, *throttle_warnings(rows))
+
+
+def throttle_warnings(rows: Sequence[CandidateResult]) -> list[str]:
+    """A sentence for each set of reasons that held a GPU's clocks down, with the valid rows that
+    were measured meanwhile and their batches."""
+    held: dict[str, dict[str, list[int]]] = {}
+    for row in rows:
+        for m in row.measurements if row.status is Status.OK else ():
+            if m.device is not None and m.device.throttle:
+                batches = held.setdefault(", ".join(m.device.throttle), {}).setdefault(row.id, [])
+                if m.batch not in batches:
+                    batches.append(m.batch)
+    return [
+        f"The GPU was throttled ({reasons}) while it was measured: "
+        + "; ".join(f"{id} at batch {', '.join(map(str, at))}" for id, at in measured.items())
+        + "."
+        for reasons, measured in held.items()
+    ]
 
 
 def row_batch(row: CandidateResult) -> int:

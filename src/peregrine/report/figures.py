@@ -53,6 +53,13 @@ def memory(megabytes: float | None) -> str:
     return f"{megabytes:,.0f} MiB" if megabytes >= 10 else f"{megabytes:.1f} MiB"
 
 
+def energy(joules: float | None) -> str:
+    """0.138 J, 21.4 mJ."""
+    if joules is None or not math.isfinite(joules):
+        return number(joules)
+    return f"{number(joules)} J" if joules >= 0.1 else f"{number(1e3 * joules)} mJ"
+
+
 def seconds(value: float | None) -> str:
     """0.35 s, 42.3 s, 3 min 12 s."""
     if value is None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from peregrine.harness.statistics import bootstrap_ci_of_median, latency_ms
+from peregrine.objective import memory_mb
 from peregrine.results import (
     Boundary,
     CandidateResult,
@@ -220,7 +221,8 @@ def _cost(goal: str, c: CandidateResult, headline: Measurement) -> float:
     if goal == "throughput":
         return -headline.throughput_per_s
     if goal == "memory":
-        return c.memory.host_peak_mb if c.memory else float("inf")
+        taken = memory_mb(c)
+        return float("inf") if taken is None else taken
     return headline.latency_ms.p50
 
 

@@ -15,6 +15,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
+from peregrine.objective import memory_mb, on_gpu
 from peregrine.report import figures, words
 from peregrine.report.conversions import MadeGraph, made_graphs
 from peregrine.report.ladder import Ladder, judgement, ladder, references
@@ -135,7 +136,7 @@ def _throughput(row: Row) -> str:
 
 
 def _peak(result: CandidateResult) -> str:
-    return figures.memory(result.memory.host_peak_mb if result.memory else None)
+    return figures.memory(memory_mb(result))
 
 
 def _judged(validation: Validation | None, field: str) -> str:
@@ -167,6 +168,7 @@ def _rows(report: Report, placed: Standings, console: Console) -> None:
     note = f"speed: against {placed.baseline_name}" if placed.baseline else ""
     note += ", finalists' by the final; " if note and finals(report) else "; " if note else ""
     note += "error, unequal, top-1: outputs against the reference's; memory: the worker's peak"
+    note += " on its GPU" if any(on_gpu(row.result) for row in placed.rows) else ""
     _line(console, Text(plain(note), "dim"), indent=_INDENT)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from peregrine.report import words
 from peregrine.report.command import reproduce
 from peregrine.report.conversions import made_graphs
-from peregrine.report.html import conversions, facts, latency, proof, scaling
+from peregrine.report.html import conversions, device, facts, latency, proof, scaling
 from peregrine.report.html import ladder as precisions
 from peregrine.report.html.key import keys
 from peregrine.report.html.markup import Markup, Node, details, el, join
@@ -112,6 +112,11 @@ def _body(report: Report) -> list[Node]:
         _section("Placement", "Where the nodes really ran, as each runtime reported it.",
                  proof.placement(everyone, marks)),
     ]  # fmt: skip
+    sections.append(
+        _section("GPU", "What it did while rows were measured, at the batch that ranks.",
+                 device.conditions(placed, marks), device.times(placed, marks),
+                 device.memory(placed, marks))
+    )  # fmt: skip
     if placed.out:
         sections.append(_section("May not win", "", proof.out_of_the_race(placed)))
     if measured:

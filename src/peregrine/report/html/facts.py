@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from peregrine.objective import memory_mb, on_gpu
 from peregrine.report import figures, words
 from peregrine.report.html.key import Key, name
 from peregrine.report.html.markup import Markup, Node, badge, breakable, copyable, el, join, table
@@ -25,8 +26,9 @@ def outcome(report: Report, placed: Standings) -> Markup:
             _tile(figures.times(first.speedup), "as fast as", placed.baseline_name),
             _tile(f"{figures.number(first.best.throughput_per_s)} /s", "best throughput",
                   f"at batch {first.best.batch}"),
-            _tile(figures.memory(first.result.memory.host_peak_mb if first.result.memory else None),
-                  "peak host memory", f"built in {figures.seconds(first.result.build_s)}"),
+            _tile(figures.memory(memory_mb(first.result)),
+                  "peak GPU memory" if on_gpu(first.result) else "peak host memory",
+                  f"built in {figures.seconds(first.result.build_s)}"),
         ]  # fmt: skip
     use = usage(report)
     code: Node = None
@@ -70,7 +72,7 @@ def standings_table(report: Report, placed: Standings, keys: Mapping[str, Key]) 
             figures.number(m.latency_ms.p99),
             f"{figures.number(row.best.throughput_per_s)} @{row.best.batch}",
             figures.times(row.speedup),
-            figures.memory(c.memory.host_peak_mb if c.memory else None),
+            figures.memory(memory_mb(c)),
             figures.seconds(c.build_s),
             figures.error(v.scaled_error if v else None),
             figures.percent(v.non_equal_percent if v else None),

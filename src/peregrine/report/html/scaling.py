@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from peregrine.objective import on_gpu
 from peregrine.report import figures
 from peregrine.report.html.key import Key
 from peregrine.report.html.markup import Markup, el
@@ -20,9 +21,11 @@ def throughput(placed: Standings, keys: Mapping[str, Key]) -> Markup:
 
 
 def memory(placed: Standings, keys: Mapping[str, Key]) -> Markup:
+    on_device = any(on_gpu(row.result) for row in placed.rows)
     return _against_batch(
-        placed, keys, lambda m: m.peak_mb, "peak memory of the worker, MiB", figures.memory
-    )
+        placed, keys, lambda m: m.peak_mb if m.device is None else m.device_peak_mb,
+        f"peak memory of the worker{' on its GPU' if on_device else ''}, MiB", figures.memory,
+    )  # fmt: skip
 
 
 def _against_batch(
