@@ -12,6 +12,7 @@ from peregrine.backends import registry
 from peregrine.backends._trt_engine import build_engine, installed_module
 from peregrine.backends.tensorrt import TensorRtBackend, nvidia_driver
 from peregrine.errors import BackendUnavailable, OptionError, Unsupported
+from peregrine.harness.cuda_events import time_by_events
 from peregrine.model.graphs import Graph
 from peregrine.model.inputs import random_feeds
 from peregrine.model.model import Model
@@ -153,6 +154,26 @@ def test_a_cuda_graph_computes_what_single_launches_do(residual: Model, cuda_gra
             assert_close(session.run(feeds), expected, _TOLERANCE, f"batch {batch}, host")
         detail = session.placement(feeds).detail
     assert detail == ("Replayed as one CUDA graph." if cuda_graph else "")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("cuda_graph", [True, False])
+def test_it_shows_the_stream_that_inferences_run_on(residual: Model, cuda_graph: bool) -> None:
+    """A replayed graph runs on PyTorch's own stream, single launches on the session's."""
+    import torch
+
+    candidate = Candidate("tensorrt", options={"cuda_graph": cuda_graph})
+    aim = Target("cuda:0", target(residual).profile)
+    with BACKEND.compile(residual, candidate, aim) as session:
+        feeds = random_feeds(residual, BATCH, 0)
+        for _ in range(3):
+            session.run(feeds)
+        pytorchs = torch.cuda.current_stream(aim.device).cuda_stream
+        assert (session.cuda_stream() == pytorchs) is cuda_graph
+        times = time_by_events(session, runs=20, max_s=2.0)
+    assert times is not None
+    assert len(times) == 20
+    assert min(times) > 0
 
 
 @pytest.mark.gpu
