@@ -27,6 +27,7 @@ from torch_model import bare_outputs, odd_torch_model, small_torch_model
 
 BACKEND = PyTorchBackend()
 EAGER = Candidate("pytorch", "eager")
+RECORDED = Candidate("pytorch", "eager", options={"cuda_graph": True})
 
 
 def target_of(model: Model, batch: int = 2) -> Target:
@@ -63,7 +64,8 @@ def test_channels_last_only_for_images(tmp_path):
     def variants(name: str, device: str = "cpu") -> list[tuple[str, str]]:
         model = small_torch_model(tmp_path / f"{name}-{device[:4]}", name)
         target = dataclasses.replace(target_of(model), device=device)
-        return [(c.variant, str(c.precision)) for c in BACKEND.candidates(model, target)]
+        offered = BACKEND.candidates(model, target)
+        return [(c.variant, str(c.precision)) for c in offered if not c.options]
 
     assert variants("conv") == [
         ("channels_last", "fp32"),
@@ -74,6 +76,29 @@ def test_channels_last_only_for_images(tmp_path):
     assert variants("lstm") == [("eager", "fp32"), ("eager", "bf16"), ("eager", "fp16")]
     on_gpu = variants("int_input", "cuda:0")
     assert on_gpu == [("eager", p) for p in ("fp32", "tf32", "fp16", "bf16")]
+
+
+def test_on_cuda_each_precision_has_a_row_with_a_cuda_graph(tmp_path):
+    model = small_torch_model(tmp_path, "conv")
+    recorded = [
+        (c.variant, str(c.precision))
+        for c in BACKEND.candidates(model, Target("cuda:0"))
+        if c.options.get("cuda_graph")
+    ]
+    assert recorded == [
+        ("eager", "fp32"),
+        ("channels_last", "tf32"),
+        ("channels_last", "fp16"),
+        ("channels_last", "bf16"),
+    ]
+    assert not any(c.options for c in BACKEND.candidates(model, target_of(model)))
+
+
+def test_a_cuda_graph_is_no_option_of_a_cpu(tmp_path):
+    model = small_torch_model(tmp_path, "conv")
+    with pytest.raises(OptionError, match="no CUDA graphs on cpu") as raised:
+        BACKEND.compile(model, RECORDED, target_of(model))
+    assert "cuda_graph" in raised.value.fix
 
 
 def test_channels_last_changes_the_layout(tmp_path):
@@ -277,6 +302,59 @@ def test_on_a_gpu(name, tmp_path):
         placement = session.placement(feeds)
         assert set(placement.nodes) == {"cuda:0"}
         assert placement.copies == 0
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_recorded_session_serves_other_sizes_and_keeps_no_outputs(tmp_path):
+    model = small_torch_model(tmp_path, "conv")
+    module = small_models.SMALL["conv"]().module
+    target = dataclasses.replace(target_of(model), device="cuda:0")
+    with BACKEND.compile(model, RECORDED, target) as session:
+        feeds = [random_feeds(model, batch, seed=batch) for batch in (2, 5, 2, 1)]
+        outputs = [session.run(f) for f in feeds]  # all kept until the last replay is done
+        for fed, found in zip(feeds, outputs, strict=True):
+            expected = bare_outputs(module, model, fed)
+            for name, value in expected.items():
+                assert scaled_error(found[name], value) < 1e-5
+        session.bind(feeds[1])
+        first = session.cuda_stream()
+        for _ in range(3):
+            session.enqueue()
+        session.synchronize()
+        assert session.cuda_stream() == first
+        for name, value in session.fetch().items():
+            np.testing.assert_array_equal(value, outputs[1][name])
+        assert "CUDA graph" in session.placement(feeds[1]).detail
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_recorded_module_may_write_to_its_inputs(tmp_path):
+    model = odd_torch_model(tmp_path, "writes_to_input")
+    target = dataclasses.replace(target_of(model), device="cuda:0")
+    feeds = random_feeds(model, 2, seed=0)
+    expected = bare_outputs(odd_modules.writes_to_input(), model, feeds)
+    with BACKEND.compile(model, RECORDED, target) as session:
+        session.bind(feeds)
+        for _ in range(3):
+            session.enqueue()
+            session.synchronize()
+            for name, value in session.fetch().items():
+                assert scaled_error(value, expected[name]) < 1e-5
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_branch_on_a_computed_value_is_not_recorded(tmp_path):
+    model = odd_torch_model(tmp_path, "branches")
+    target = dataclasses.replace(target_of(model), device="cuda:0")
+    with pytest.raises(Unsupported, match="cannot be recorded as a CUDA graph") as raised:
+        BACKEND.compile(model, RECORDED, target)
+    assert raised.value.why
+    assert "cuda_graph" in raised.value.fix
+    with BACKEND.compile(model, EAGER, target) as session:  # the GPU is as it was
+        assert session.run(random_feeds(model, 2, seed=0))
 
 
 def test_asking_imports_no_torch():

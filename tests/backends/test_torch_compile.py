@@ -19,6 +19,7 @@ import torch
 import odd_modules
 import small_models
 from conformance import scaled_error
+from peregrine.backends import torch_compile
 from peregrine.backends.base import Session
 from peregrine.backends.torch_compile import TorchCompileBackend
 from peregrine.errors import FeedError, OptionError, Unsupported
@@ -252,6 +253,46 @@ def test_a_profile_without_a_size(tmp_path):
         BACKEND.compile(model, INDUCTOR, Target())
 
 
+def test_on_cuda_the_modes_are_raced_but_the_slow_one(tmp_path):
+    model = small_torch_model(tmp_path, "conv")
+    rows = [c.id for c in BACKEND.candidates(model, Target("cuda:0")) if c.precision == "fp16"]
+    assert rows == [
+        "torch_compile[inductor] fp16 cuda_graph",
+        "torch_compile[reduce-overhead] fp16",
+        "torch_compile[inductor] fp16",
+    ]
+    assert {c.variant for c in BACKEND.candidates(model, FIXED)} == {"inductor"}
+
+
+def test_modes_of_cuda_are_no_variants_of_a_cpu(tmp_path):
+    model = small_torch_model(tmp_path, "conv")
+    with pytest.raises(OptionError, match="no variant 'max-autotune'"):
+        BACKEND.compile(model, Candidate("torch_compile", "max-autotune"), FIXED)
+    recorded = Candidate("torch_compile", "inductor", options={"cuda_graph": True})
+    with pytest.raises(OptionError, match="no CUDA graphs on cpu"):
+        BACKEND.compile(model, recorded, FIXED)
+
+
+def test_a_mode_with_cuda_graphs_takes_no_other(tmp_path):
+    model = small_torch_model(tmp_path, "conv")
+    twice = Candidate("torch_compile", "reduce-overhead", options={"cuda_graph": True})
+    with pytest.raises(OptionError, match="CUDA graphs of its own"):
+        BACKEND.compile(model, twice, dataclasses.replace(FIXED, device="cuda:0"))
+
+
+def test_a_pool_that_compiles_is_gone_after_the_build(tmp_path):
+    def pools() -> list[str]:
+        children = psutil.Process().children(recursive=True)
+        return [name for name in map(str, (c.cmdline() for c in children)) if "inductor" in name]
+
+    with torch_compile._inductor(tmp_path, compile_threads=2):
+        from torch._inductor.async_compile import AsyncCompile
+
+        AsyncCompile.warm_pool()
+        assert pools()
+    assert not pools()
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_on_a_gpu(tmp_path):
@@ -263,3 +304,21 @@ def test_on_a_gpu(tmp_path):
         outputs = BACKEND.compile(model, candidate, target).run(feeds)["output_0"]
         limit = {"fp32": 1e-5, "tf32": 5e-3, "fp16": 1e-2, "bf16": 5e-2}[candidate.precision]
         assert np.abs(outputs - expected).max() <= limit * np.abs(expected).max()
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_every_mode_serves_a_range_on_a_gpu(tmp_path):
+    model = small_torch_model(tmp_path, "residual")
+    target = dataclasses.replace(DYNAMIC, device="cuda:0")
+    named = Candidate("torch_compile", "max-autotune", Precision.FP32)
+    for candidate in (*BACKEND.candidates(model, target), named):
+        if candidate.precision is not Precision.FP32:
+            continue
+        session = BACKEND.compile(model, candidate, target)
+        feeds = [random_feeds(model, batch, seed=batch) for batch in (4, 1, 8, 4)]
+        outputs = [session.run(f)["output_0"] for f in feeds]  # kept while later ones run
+        for fed, found in zip(feeds, outputs, strict=True):
+            expected = bare_outputs(small_models.residual(), model, fed)["output_0"]
+            assert scaled_error(found, expected) < 1e-5
