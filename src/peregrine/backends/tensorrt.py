@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -28,6 +28,7 @@ from peregrine.types import (
     Placement,
     Support,
     Target,
+    TensorSpec,
     numpy_dtype,
 )
 
@@ -75,6 +76,8 @@ class TensorRtSession(Session):
         self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         self._buffers: dict[str, torch.Tensor] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
+        self._staged_inputs: dict[str, tuple[torch.Tensor, Array]] = {}
+        self._staged_outputs: dict[str, tuple[torch.Tensor, Array]] = {}
         self._captures = cuda_graph
         self._graph: torch.cuda.CUDAGraph | None = None
         self._runs = 0
@@ -98,6 +101,51 @@ class TensorRtSession(Session):
         # The copies ran on PyTorch's own stream.
         torch.cuda.current_stream(self._device).synchronize()
 
+    def run(self, feeds: Feeds) -> dict[str, Array]:
+        """One inference through page-locked memory, from which the GPU copies by itself: all of it
+        is queued behind each other and waited for once."""
+        import torch
+
+        sizes = check_feeds(self.inputs, feeds)
+        staged = self._staged_inputs
+        known = all(name in staged and self._shapes[name] == x.shape for name, x in feeds.items())
+        if not known or self._runs < 1:
+            outputs = super().run(feeds)
+            self._stage()
+            return outputs
+        check_sizes(self.profile, sizes)
+        self.synchronize()
+        for name, value in feeds.items():
+            np.copyto(staged[name][1], value)
+        with torch.cuda.stream(self._stream):
+            for name, (pinned, _) in staged.items():
+                self._buffers[name].copy_(pinned, non_blocking=True)
+            self.enqueue()
+            for name, (pinned, _) in self._staged_outputs.items():
+                pinned.copy_(self._buffers[name], non_blocking=True)
+        self._stream.synchronize()
+        return {name: view.copy() for name, (_, view) in self._staged_outputs.items()}
+
+    def _stage(self) -> None:
+        """Page-locked memory for the sizes that are bound. None where inputs decide sizes by
+        their values: these must be looked at first."""
+        import torch
+
+        def stage(specs: Sequence[TensorSpec]) -> dict[str, tuple[torch.Tensor, Array]]:
+            made = {}
+            for spec in specs:
+                pinned = torch.empty(
+                    self._buffers[spec.name].shape, dtype=torch.uint8, pin_memory=True
+                )
+                view = pinned.numpy().view(numpy_dtype(spec.dtype))
+                made[spec.name] = (pinned, view.reshape(self._shapes[spec.name]))
+            return made
+
+        if any(self._engine.is_shape_inference_io(spec.name) for spec in self.inputs):
+            return
+        self._staged_inputs = stage(self.inputs)
+        self._staged_outputs = stage(self.outputs)
+
     def _fits(self, feeds: Feeds, raw: Mapping[str, torch.Tensor]) -> bool:
         """Whether what is bound has these sizes, and these values where they decide sizes."""
         return all(
@@ -114,6 +162,7 @@ class TensorRtSession(Session):
         import torch
 
         self._graph, self._runs, self._shapes = None, 0, {}
+        self._staged_inputs, self._staged_outputs = {}, {}
         for name, value in feeds.items():
             host = self._engine.is_shape_inference_io(name)
             self._address(name, raw[name].to("cpu" if host else self._device))
@@ -154,15 +203,14 @@ class TensorRtSession(Session):
             raise self._failure("could not start an inference")
 
     def _capture(self) -> None:
-        """Record an inference as a CUDA graph; without one where TensorRT does not allow it."""
+        """Record an inference as a CUDA graph; without one where TensorRT does not allow it.
+
+        `is_stream_capturable` is not asked: TensorRT-RTX 1.5 answered no for engines of fixed
+        sizes that were then captured, replayed right and were 5% faster (ResNet-18, H200).
+        """
         import torch
 
         self._stream.synchronize()
-        # TensorRT-RTX alone has the question: it may still be compiling kernels for these sizes.
-        ready = getattr(self._context, "is_stream_capturable", lambda _: True)
-        if not ready(self._stream.cuda_stream):
-            self._detail = "Not a CUDA graph, each kernel is launched: not ready to be captured."
-            return
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
@@ -211,7 +259,7 @@ class TensorRtSession(Session):
         if self._context is not None:
             self.synchronize()
         self._graph = None
-        self._buffers = {}
+        self._buffers, self._staged_inputs, self._staged_outputs = {}, {}, {}
         # In this order: a context must not outlive its engine, nor that its runtime.
         self._context = None
         self._engine = None
