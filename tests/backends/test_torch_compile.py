@@ -19,7 +19,7 @@ import torch
 import odd_modules
 import small_models
 from conformance import scaled_error
-from peregrine.backends import torch_compile
+from peregrine.backends._torch_inductor import inductor
 from peregrine.backends.base import Session
 from peregrine.backends.torch_compile import TorchCompileBackend
 from peregrine.errors import FeedError, OptionError, Unsupported
@@ -285,7 +285,7 @@ def test_a_pool_that_compiles_is_gone_after_the_build(tmp_path):
         children = psutil.Process().children(recursive=True)
         return [name for name in map(str, (c.cmdline() for c in children)) if "inductor" in name]
 
-    with torch_compile._inductor(tmp_path, compile_threads=2):
+    with inductor(tmp_path, compile_threads=2):
         from torch._inductor.async_compile import AsyncCompile
 
         AsyncCompile.warm_pool()

@@ -29,25 +29,22 @@ synchronised call, 0.190 back to back).
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import gc
 import json
 import os
-import platform
 import shutil
 import sys
-import tempfile
-import warnings
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peregrine.backends import _torch
 from peregrine.backends._torch_export import check_profile, example, export, short
 from peregrine.backends._torch_graph import RecordedSession
+from peregrine.backends._torch_inductor import inductor, scratch_directory
 from peregrine.backends.base import Backend, Session
 from peregrine.errors import OptionError, Unsupported
 from peregrine.model.model import Model
@@ -78,11 +75,6 @@ _POOL = 8
 _PACKAGE = "inductor.pt2"
 _FACTS = "inductor.json"
 _REASON_CHARS = 300
-_NOISE = (
-    r"The tensor attributes? self\.",  # nn.LSTM lists its weights anew while it is traced
-    "TensorFloat32 tensor cores",  # fp32 and tf32 are candidates of their own
-    r"`isinstance\(treespec, LeafSpec\)`",  # torch of itself
-)
 
 
 class TorchCompileBackend(Backend):
@@ -183,7 +175,7 @@ class _AheadOfTimeSession(_torch.TorchSession):
 
         # The loader of `torch._inductor.aoti_load_package`, without the seconds that importing
         # the compiler takes and without its parsing of the call signature at every call.
-        with _scratch():  # it unpacks itself there; a mapped library needs no file
+        with scratch_directory():  # it unpacks itself there; a mapped library needs no file
             loader = torch._C._aoti.AOTIModelPackageLoader(str(package), "model", False, 1, -1)
 
         def forward(*inputs: Tensor) -> Any:
@@ -273,7 +265,7 @@ def _ahead_of_time(
     import torch
     import torch._inductor
 
-    with _scratch() as scratch, _inductor(scratch), torch.no_grad():
+    with scratch_directory() as scratch, inductor(scratch), torch.no_grad():
         program = export(module, model, candidate.precision, target)
         facts = {
             "threads": torch.get_num_threads(),
@@ -324,8 +316,8 @@ def _just_in_time(
     dynamic = not target.profile.is_fixed
     mode = _MODES[candidate.variant]
     with (
-        _scratch() as scratch,
-        _inductor(scratch, compile_threads=_compile_threads(target)),
+        scratch_directory() as scratch,
+        inductor(scratch, compile_threads=_compile_threads(target)),
         # Off by default for training's sake; without it an LSTM is left to eager code.
         torch._dynamo.config.patch(allow_rnn=True),
     ):
@@ -387,66 +379,6 @@ def _count(counters: Mapping[str, Counter[str]], target: Target, detail: str) ->
         proof=f"dynamo's counters of the compilation: {graphs} graphs, {operators} operators",
         detail=detail,
     )
-
-
-@contextlib.contextmanager
-def _scratch() -> Iterator[Path]:
-    """A temporary directory that takes the temporary files of C++ code and compilers too."""
-    with (
-        tempfile.TemporaryDirectory(prefix="peregrine-") as directory,
-        _environment(TMPDIR=directory),
-    ):
-        yield Path(directory)
-
-
-@contextlib.contextmanager
-def _inductor(scratch: Path, *, compile_threads: int = 1) -> Iterator[None]:
-    """Inductor as the race wants it, with caches of its own.
-
-    Fresh caches make every build an honest one, and no pickle is read from a directory that
-    others may write to. With one thread in this process alone; a pool of more is ended with the
-    build: its memory and its time would be measured as the session's.
-    """
-    import torch._inductor.config as config
-    from torch._inductor.utils import clear_caches
-
-    settings: dict[str, Any] = {"freezing": True, "compile_threads": compile_threads}
-    if platform.machine() in ("x86_64", "AMD64"):
-        # The CPU's flags decide. Compiling a probe for each instruction set takes 8 s, and every
-        # compiler that reads torch's headers knows them.
-        settings["cpp.vec_isa_ok"] = True
-    inductor, triton = str(scratch / "inductor"), str(scratch / "triton")
-    clear_caches()  # in memory, of paths that are gone
-    try:
-        with (
-            config.patch(settings),
-            _environment(TORCHINDUCTOR_CACHE_DIR=inductor, TRITON_CACHE_DIR=triton),
-            warnings.catch_warnings(),
-        ):
-            for message in _NOISE:
-                warnings.filterwarnings("ignore", message)
-            yield
-    finally:
-        if compile_threads > 1:
-            # Not before: importing it starts a pool of its own size.
-            from torch._inductor.async_compile import shutdown_compile_workers
-
-            shutdown_compile_workers()
-        clear_caches()
-
-
-@contextlib.contextmanager
-def _environment(**variables: str) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 def _fix(error: BaseException) -> str:
