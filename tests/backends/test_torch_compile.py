@@ -322,3 +322,26 @@ def test_every_mode_serves_a_range_on_a_gpu(tmp_path):
         for fed, found in zip(feeds, outputs, strict=True):
             expected = bare_outputs(small_models.residual(), model, fed)["output_0"]
             assert scaled_error(found, expected) < 1e-5
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("options", [{}, {"cuda_graph": True}])
+@pytest.mark.parametrize("precision", [Precision.FP32, Precision.FP16])
+def test_a_package_for_a_gpu_comes_back(options, precision, tmp_path):
+    model = small_torch_model(tmp_path, "residual")
+    target = dataclasses.replace(FIXED, device="cuda:0")
+    candidate = Candidate("torch_compile", "aot", precision, options)
+    feeds = random_feeds(model, 3, seed=0)
+    expected = bare_outputs(small_models.residual(), model, feeds)["output_0"]
+    with BACKEND.compile(model, candidate, target) as built:
+        kept = tmp_path / "kept"
+        kept.mkdir()
+        BACKEND.save(built, kept)
+        assert (kept / "inductor.pt2").exists()
+        assert set(built.placement(feeds).nodes) == {"cuda:0"}
+        with BACKEND.load(kept, model, candidate, target) as loaded:
+            for session in (built, loaded):
+                error = scaled_error(session.run(feeds)["output_0"], expected)
+                assert error < DEFAULTS[precision].scaled_error

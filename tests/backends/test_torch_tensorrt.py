@@ -167,7 +167,6 @@ def partitioned(*, computes: bool) -> torch.fx.GraphModule:
 def test_operators_that_compute_in_pytorch_are_a_fallback() -> None:
     placed = census(partitioned(computes=True), GPU)
     assert placed.nodes == {"TensorRT": 2, "cuda:0": 3}
-    assert placed.graph_breaks == 1
     assert placed.fell_back
     assert placed.detail == "2 operators are left to PyTorch: cumsum (1), mm (1)."
     assert placed.proof

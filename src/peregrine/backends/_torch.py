@@ -278,6 +278,11 @@ class TorchSession(Session):
         """What it calls."""
         return self._forward
 
+    @property
+    def mutates_inputs(self) -> bool | None:
+        """Whether it writes to its inputs; None before the first run has told."""
+        return self._mutates
+
     def bind(self, feeds: Feeds) -> None:
         self._bound = [self._place(tensor) for tensor in self._host_tensors(feeds)]
 

@@ -34,10 +34,13 @@ class RecordedSession(TorchSession):
         precision: Precision,
         target: Target,
         profile: Profile,
+        *,
+        mutates_inputs: bool | None = None,
     ) -> None:
+        """As `TorchSession`'s; where `mutates_inputs` is not known, recording finds out."""
         import torch
 
-        super().__init__(forward, model, precision, target, profile)
+        super().__init__(forward, model, precision, target, profile, mutates_inputs=mutates_inputs)
         self._name = model.name
         self._device = torch.device(target.device)
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -94,7 +97,7 @@ class RecordedSession(TorchSession):
                         self._forward(*copies)
             # What writes to its inputs would find other values there at the next replay: its
             # graph begins with copies of them.
-            self._mutates = any(tensor._version != 0 for tensor in copies)
+            self._mutates = bool(self._mutates) or any(t._version != 0 for t in copies)
             torch.cuda.synchronize(self._device)
             graph = torch.cuda.CUDAGraph()
             try:

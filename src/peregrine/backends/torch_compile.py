@@ -21,10 +21,11 @@ each convolution. That is not worth a second build.
 On CUDA the variants are torch.compile's modes, all with freezing: `inductor` (its default mode),
 `reduce-overhead` (CUDA graphs by PyTorch) and `max-autotune` (kernels by trial as well: 183 s for
 a ResNet-50 on an H200, and no faster there, so that it is compiled when asked for and never
-proposed). The option `cuda_graph` records the default mode's inference ourselves: PyTorch's
-own graphs copy the inputs at each call and check the call's guards before every launch, which at
-batch 1 took longer on the host than the graph on the GPU (ResNet-18 in fp16: 0.244 ms a
-synchronised call, 0.190 back to back).
+proposed). `aot` is a package of AOTInductor's there, as on a CPU; it is not proposed either before
+it has raced on a GPU. The option `cuda_graph` records an inference of `inductor` or `aot`
+ourselves: PyTorch's own graphs copy the inputs at each call and check the call's guards before
+every launch (ResNet-18 in fp16 at batch 1 took 0.244 ms a synchronised call in `reduce-overhead`,
+0.190 back to back).
 """
 
 from __future__ import annotations
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
 INDUCTOR = "inductor"
 REDUCE_OVERHEAD = "reduce-overhead"
 MAX_AUTOTUNE = "max-autotune"
+AHEAD_OF_TIME = "aot"
 
 _MODES = {INDUCTOR: "default", REDUCE_OVERHEAD: REDUCE_OVERHEAD, MAX_AUTOTUNE: MAX_AUTOTUNE}
 _DEFAULTS: dict[str, object] = {_torch.CUDA_GRAPH: False}
@@ -118,20 +120,25 @@ class TorchCompileBackend(Backend):
             OptionError: the profile does not size every symbol of the inputs.
             BackendUnavailable: there is no CUDA device for the target.
         """
-        variants = tuple(_MODES) if target.is_cuda else (INDUCTOR,)
+        variants = (*_MODES, AHEAD_OF_TIME) if target.is_cuda else (INDUCTOR,)
         options = _torch.check(candidate, model, target, variants, _DEFAULTS)
-        if options[_torch.CUDA_GRAPH] and candidate.variant != INDUCTOR:
+        records = bool(options[_torch.CUDA_GRAPH])
+        if records and candidate.variant in (REDUCE_OVERHEAD, MAX_AUTOTUNE):
             raise OptionError(
                 f"The mode {candidate.variant} makes CUDA graphs of its own.",
                 fix=f"Leave the option {_torch.CUDA_GRAPH} out, or use the variant {INDUCTOR}.",
             )
         check_profile(model, target)
         module = _torch.ready_module(model, candidate.precision, target)
+        compiled: _JustInTimeSession | _AheadOfTimeSession
         if target.is_cuda:
             if _torch.has_images(model):
                 module = _torch.channels_last(module)
-            compiled = _just_in_time(module, model, candidate, target, "")
-            return _recorded(compiled, model, candidate) if options[_torch.CUDA_GRAPH] else compiled
+            if candidate.variant == AHEAD_OF_TIME:
+                compiled = _packaged(module, model, candidate, target)
+            else:
+                compiled = _just_in_time(module, model, candidate, target, "")
+            return _recorded(compiled, model, candidate) if records else compiled
         _torch.keep_freed_memory()
         try:
             return _ahead_of_time(module, model, candidate, target)
@@ -142,6 +149,8 @@ class TorchCompileBackend(Backend):
         return _just_in_time(module, model, candidate, target, reason)
 
     def save(self, session: Session, directory: Path) -> None:
+        if isinstance(session, _RecordedSession):
+            session = session.compiled
         if isinstance(session, _AheadOfTimeSession):
             session.save(directory)
 
@@ -156,7 +165,9 @@ class TorchCompileBackend(Backend):
             if facts["threads"] == _torch.threads_of(target):
                 torch.set_num_threads(facts["threads"])
                 _torch.keep_freed_memory()
-                return _AheadOfTimeSession(package, facts, model, candidate, target)
+                loaded = _AheadOfTimeSession(package, facts, model, candidate, target)
+                records = candidate.options.get(_torch.CUDA_GRAPH)
+                return _recorded(loaded, model, candidate) if records else loaded
         return self.compile(model, candidate, target)
 
 
@@ -176,7 +187,11 @@ class _AheadOfTimeSession(_torch.TorchSession):
         # The loader of `torch._inductor.aoti_load_package`, without the seconds that importing
         # the compiler takes and without its parsing of the call signature at every call.
         with scratch_directory():  # it unpacks itself there; a mapped library needs no file
-            loader = torch._C._aoti.AOTIModelPackageLoader(str(package), "model", False, 1, -1)
+            # On a GPU without locks between runs, which query events and so break a capture.
+            index = int(target.device.partition(":")[2] or 0) if target.is_cuda else -1
+            loader = torch._C._aoti.AOTIModelPackageLoader(
+                str(package), "model", target.is_cuda, 1, index
+            )
 
         def forward(*inputs: Tensor) -> Any:
             return loader.boxed_run(list(inputs))
@@ -196,11 +211,13 @@ class _AheadOfTimeSession(_torch.TorchSession):
         self._release = weakref.finalize(self, os.close, self._package)
 
     def placement(self, feeds: Feeds) -> Placement:
+        right = self._device == self.target.device.partition(":")[0]
+        device = self.target.device if right else self._device
         return Placement(
-            device=self._device,
-            nodes={self._device: self._facts["nodes"]},
+            device=device,
+            nodes={device: self._facts["nodes"]},
             precisions=self._facts.get("precisions", {}),
-            fell_back=self._device != self.target.device.partition(":")[0],
+            fell_back=not right,
             graph_breaks=0,
             proof="the AOTInductor package: one exported graph, and the device it was built for",
         )
@@ -239,28 +256,58 @@ class _JustInTimeSession(_torch.TorchSession):
 
 
 class _RecordedSession(RecordedSession):
-    """The same, replayed as one CUDA graph of ours."""
+    """What a compiled session calls, replayed as one CUDA graph of ours."""
 
-    counted: Placement
+    compiled: _JustInTimeSession | _AheadOfTimeSession
 
     def placement(self, feeds: Feeds) -> Placement:
-        return self.counted
+        placed = self.compiled.placement(feeds)
+        detail = f"{placed.detail}; replayed as one CUDA graph".removeprefix("; ")
+        return dataclasses.replace(placed, detail=detail)
+
+    def close(self) -> None:
+        super().close()
+        self.compiled.close()
 
 
-def _recorded(compiled: _JustInTimeSession, model: Model, candidate: Candidate) -> _RecordedSession:
+def _recorded(
+    compiled: _JustInTimeSession | _AheadOfTimeSession, model: Model, candidate: Candidate
+) -> _RecordedSession:
     target = compiled.target
-    session = _RecordedSession(compiled.forward, model, candidate.precision, target, target.profile)
-    session.counted = dataclasses.replace(
-        compiled.counted,
-        detail=f"{compiled.counted.detail}; replayed as one CUDA graph".removeprefix("; "),
+    session = _RecordedSession(
+        compiled.forward,
+        model,
+        candidate.precision,
+        target,
+        target.profile,
+        mutates_inputs=compiled.mutates_inputs,
     )
+    session.compiled = compiled
     session.bind(example(model, target))
     return session
 
 
+def _packaged(
+    module: nn.Module, model: Model, candidate: Candidate, target: Target
+) -> _AheadOfTimeSession:
+    """A package and nothing in its place. Raises Unsupported where none is made."""
+    import torch
+
+    try:
+        return _ahead_of_time(module, model, candidate, target)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise Unsupported(
+            f"AOTInductor makes no package of {model.name}.",
+            why=short(error),
+            fix=f"Race it by the variant {INDUCTOR}.",
+        ) from error
+
+
 def _ahead_of_time(
     module: nn.Module, model: Model, candidate: Candidate, target: Target
-) -> Session:
+) -> _AheadOfTimeSession:
     """Export one graph, compile it to a package, load the package."""
     import torch
     import torch._inductor

@@ -240,7 +240,6 @@ def census(compiled: Any, target: Target) -> Placement:
         device=target.device,
         nodes=nodes,
         fell_back=bool(computing),
-        graph_breaks=max(engines - 1, 0),
         proof="the compiled graph: TensorRT engines, and ATen operators beside them",
         detail=detail,
     )
