@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from evaluator_backend import ENGINE, LARGEST_BATCH, EvaluatorBackend, EvaluatorSession
-from peregrine import bundle, fingerprint
+from peregrine import bundle, engines, fingerprint
 from peregrine.bundle import BundleSession, BundleWarning
 from peregrine.errors import (
     BackendError,
@@ -28,6 +28,7 @@ from peregrine.errors import (
     OptionError,
 )
 from peregrine.model.model import Model
+from peregrine.store import Store
 from peregrine.types import Candidate, DimRange, Profile, Target
 from tiny_onnx import tiny_feeds, tiny_model
 
@@ -160,6 +161,50 @@ def test_another_version_is_rebuilt(tmp_path: Path, model: Model, artifact: Path
     assert session.how == "rebuilt"
     assert first_of(session).origin == "compiled"
     np.testing.assert_array_equal(session.run(tiny_feeds(1))["y"], expected(model, 1))
+
+
+def test_what_was_rebuilt_is_not_built_a_second_time(
+    tmp_path: Path, model: Model, artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    path = write(tmp_path / "b", model, artifact, versions={"onnx": "0.0.1"})
+
+    def origin(words: str, **options: bool) -> str:
+        with pytest.warns(BundleWarning, match=words):
+            session = bundle.load(path, **options)
+        with session:
+            assert session.how == "rebuilt"
+            np.testing.assert_array_equal(session.run(tiny_feeds(1))["y"], expected(model, 1))
+            return first_of(session).origin
+
+    assert origin("compiled again", engine_cache=False) == "compiled"
+    assert origin("compiled again") == "compiled"
+    assert origin("compiled here before") == "loaded"
+    assert origin("compiled again", engine_cache=False) == "compiled"
+    (kept,) = engines.kept()
+    home = Path(os.environ["PEREGRINE_CACHE"]) / "engines" / kept.key
+    (home / ENGINE).write_text("refuses")  # not what was put there
+    assert origin("compiled again") == "compiled"
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
+def test_a_kept_engine_that_its_runtime_refuses_is_built(
+    tmp_path: Path, model: Model, artifact: Path
+) -> None:
+    path = write(tmp_path / "b", model, artifact, versions={"onnx": "0.0.1"})
+    with pytest.warns(BundleWarning):
+        bundle.load(path).close()
+    store = Store(Path(os.environ["PEREGRINE_CACHE"]) / "engines")
+    (entry,) = store.entries()
+    store.drop(entry.key)
+    (artifact / ENGINE).write_text("refuses")
+    store.put(entry.key, artifact, [ENGINE], entry.record)
+    for words, origin in (("again", "compiled"), ("here before", "loaded")):
+        with pytest.warns(BundleWarning, match=f"compiled {words}"):
+            session = bundle.load(path)
+        assert first_of(session).origin == origin
+        session.close()
 
 
 def test_another_machine_can_be_an_error(tmp_path: Path, model: Model, artifact: Path) -> None:

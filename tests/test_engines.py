@@ -66,6 +66,11 @@ def test_nothing_saved_is_nothing_kept(kept, tmp_path):
     assert not (tmp_path / "engines").exists()
 
 
+def test_what_is_built_at_once_is_not_kept(kept, artifact, tmp_path):
+    assert not kept.keep(_wanted(), artifact, 1e-9)
+    assert kept.fetch(_wanted(), tmp_path / "out") == Missed()
+
+
 def test_a_miss_names_the_field_that_differs(kept, artifact, tmp_path):
     kept.keep(_cuda("580.1"), artifact, 1.0)
     assert kept.fetch(_cuda("581.0"), tmp_path / "out") == Missed(
@@ -103,6 +108,7 @@ def test_every_field_makes_another_engine():
     ]
     wanted = [_wanted(**change) for change in changes]
     wanted += [dataclasses.replace(wanted[0], threads=7), dataclasses.replace(wanted[0], ir="x")]
+    wanted += [dataclasses.replace(wanted[0], code="x")]
     assert len({w.key for w in wanted}) == len(wanted)
     assert _cuda("1").key == dataclasses.replace(_cuda("1"), model="another name").key
 

@@ -17,6 +17,9 @@ from peregrine.model.model import Model
 from peregrine.store import LIMIT, Store, cache_directory
 from peregrine.types import Candidate, Target
 
+_FETCHED_BYTES_PER_S = 300 << 20
+"""About what is copied and hashed in a second."""
+
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
@@ -30,19 +33,26 @@ class Wanted:
     ir: str
     """sha256 of the model's second form (`Model.ir`), which the model's own does not cover; empty
     where it has none."""
+    code: str = ""
+    """sha256 of the file that the backend is written in, which may be a plugin's."""
 
     @classmethod
     def of(
-        cls, model: Model, candidate: Candidate, target: Target, fingerprint: Fingerprint
+        cls,
+        model: Model,
+        candidate: Candidate,
+        target: Target,
+        fingerprint: Fingerprint,
+        code: str = "",
     ) -> Wanted:
         """The engine of a candidate for a target. Reads the files of `Model.ir`."""
-        return cls(model.name, candidate, fingerprint, target.threads, _ir_sha256(model))
+        return cls(model.name, candidate, fingerprint, target.threads, _ir_sha256(model), code)
 
     @property
     def key(self) -> str:
         """The sha256 of all fields but the model's name, and of our own code that drives the
         runtimes."""
-        facts = {**self.to_json(), "code": _code()}
+        facts = {**self.to_json(), "driver": _code()}
         del facts["model"]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
@@ -64,6 +74,7 @@ class Wanted:
             "fingerprint": fingerprint.to_json(),
             "threads": self.threads,
             "ir": self.ir,
+            "code": self.code,
         }
 
 
@@ -115,13 +126,12 @@ class Engines:
 
     def keep(self, wanted: Wanted, artifact: Path, build_s: float) -> bool:
         """Keep a copy of what a backend saved, with the seconds that building it took. False for
-        a directory without files: such a backend builds anew when it loads."""
-        names = [
-            path.relative_to(artifact).as_posix()
-            for path in sorted(artifact.rglob("*"))
-            if path.is_file()
-        ]
-        if not names:
+        a directory without files, since such a backend builds anew when it loads; and for what
+        is built sooner than it would be fetched."""
+        files = [path for path in sorted(artifact.rglob("*")) if path.is_file()]
+        names = [path.relative_to(artifact).as_posix() for path in files]
+        size = sum(path.stat().st_size for path in files)
+        if not names or build_s * _FETCHED_BYTES_PER_S < size:
             return False
         built = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         record = {**wanted.to_json(), "build_s": build_s, "built": built}
@@ -154,7 +164,7 @@ def _differences(there: Any, here: Any) -> list[str]:
         found.append(f"threads {there['threads']} there, {here['threads']} here")
     if there["ir"] != here["ir"]:
         found.append(f"converted graph {there['ir'][:12]} there, {here['ir'][:12]} here")
-    return found or ["Peregrine's own code that drives the backend"]
+    return found or ["the code that drives the backend"]
 
 
 def kept() -> list[Listed]:

@@ -302,6 +302,7 @@ class Memory:
     """Of the worker's process on the GPU, its CUDA context included, while running at the first
     measured batch."""
     host_build_peak_mb: float | None = None
+    """None where the engine was not built in this race."""
     host_baseline_mb: float | None = None
     """The interpreter before it loaded the runtime."""
     device_memory_by: str = ""
@@ -312,6 +313,21 @@ class Memory:
     """Of all processes on the GPU meanwhile: what `nvidia-smi` shows."""
     device_baseline_mb: float | None = None
     """The same before the worker loaded the runtime."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOrigin:
+    """How a row came by its engine, where there was one of an earlier race to think of."""
+
+    cached: bool
+    """Loaded; the row's `build_s` is then that of the earlier race."""
+    built: str = ""
+    """When it was built, UTC, ISO 8601; empty where it was built in this race."""
+    load_s: float | None = None
+    """Seconds to copy the kept engine, check it by its sha256 and load it."""
+    missed: str = ""
+    """Why the nearest kept engine was not taken: the fields of the fingerprint that differ, or
+    what was wrong with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,6 +347,7 @@ class CandidateResult:
     validation: Validation | None = None
     placement: Placement | None = None
     build_s: float | None = None
+    """From nothing to a session ready to run; of an earlier race where `engine` says so."""
     load_s: float | None = None
     """From a saved artefact to a session ready to run; None where nothing is saved."""
     first_run_ms: float | None = None
@@ -352,6 +369,8 @@ class CandidateResult:
     log: str = ""
     """The worker's log, relative to the run directory."""
     artifact_mb: float | None = None
+    engine: EngineOrigin | None = None
+    """None where the engine was built in this race and none like it was kept."""
     conversion: Conversion | None = None
     repair: Repair | None = None
     useless: str = ""

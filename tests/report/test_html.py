@@ -17,7 +17,7 @@ from peregrine.harness.statistics import latency_ms
 from peregrine.report.html import page, write_html
 from peregrine.report.html.markup import Markup, el
 from peregrine.report.html.plot import Scale
-from peregrine.results import Report
+from peregrine.results import EngineOrigin, Report
 
 _VOID = {"br", "meta", "wbr"}
 
@@ -81,6 +81,15 @@ def test_every_row_is_there_with_its_reason(report: Report) -> None:
     assert "photos/cat_000.jpg" in text  # an image whose class changed
     assert "Resize nodes ran on CPUExecutionProvider" in text
     assert "avx512_vnni" in text
+
+
+def test_a_kept_engine_is_called_one(report: Report) -> None:
+    origin = EngineOrigin(True, "2026-11-20T09:15:00+00:00", 0.5)
+    first, *others = report.candidates
+    row = dataclasses.replace(first, build_s=18.0, engine=origin)
+    text = "".join(read(page(dataclasses.replace(report, candidates=(row, *others)))).text)
+    assert "built in 18.0 s on 2026-11-20, loaded in 0.50 s (36.0\u00d7)" in text
+    assert "engine from the cache" not in "".join(read(page(report)).text)
 
 
 def test_every_sample_is_drawn(report: Report) -> None:

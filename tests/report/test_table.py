@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import re
 from types import ModuleType
@@ -13,7 +14,7 @@ from rich.console import Console
 from peregrine.report import figures, words
 from peregrine.report.standings import standings
 from peregrine.report.table import render
-from peregrine.results import Comparison, Report
+from peregrine.results import Comparison, EngineOrigin, Report
 
 
 def shown(report: Report, width: int, *, colour: bool = False) -> str:
@@ -68,6 +69,30 @@ def test_what_a_reader_needs_is_said(report: Report) -> None:
         "OpenVINO 101 + CPU 12, 4 copies, fell back",
     ):  # fmt: skip
         assert squeezed(part) in text, part
+
+
+@pytest.mark.parametrize(
+    ("origin", "said"),
+    [
+        (
+            EngineOrigin(True, "2026-11-20T09:15:00+00:00", 0.7),
+            "engine from the cache: built in 18.2 s on 2026-11-20, loaded in 0.70 s (26.0\u00d7)",
+        ),
+        (
+            EngineOrigin(False, missed="driver 580.1 there, 581.0 here"),
+            "engine built anew: driver 580.1 there, 581.0 here",
+        ),
+    ],
+)
+def test_a_row_says_where_its_engine_is_from(
+    report: Report, origin: EngineOrigin, said: str
+) -> None:
+    rows = [
+        dataclasses.replace(c, build_s=18.2, engine=origin) if c.measurements else c
+        for c in report.candidates
+    ]
+    found = dataclasses.replace(report, candidates=tuple(rows))
+    assert squeezed(shown(found, 100)).count(squeezed(said)) == len(standings(found).rows)
 
 
 def test_hostile_words_are_shown_as_they_are(hostile: Report) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import inspect
 from importlib.metadata import entry_points
+from pathlib import Path
 
 from peregrine.backends.base import Backend
 from peregrine.errors import OptionError, did_you_mean
@@ -41,3 +44,9 @@ def load(location: str) -> Backend:
 def get(name: str) -> Backend:
     """The backend registered as `name`, in this process."""
     return load(resolve(name))
+
+
+def code_of(backend: Backend) -> str:
+    """The sha256 of the file that a backend is written in: a plugin's version may stand still
+    while its author works on it."""
+    return hashlib.sha256(Path(inspect.getfile(type(backend))).read_bytes()).hexdigest()

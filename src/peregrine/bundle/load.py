@@ -6,7 +6,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import shutil
+import time
 import warnings
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -15,6 +18,7 @@ from peregrine import fingerprint
 from peregrine.backends import registry
 from peregrine.backends.base import Session
 from peregrine.bundle import manifest as bundle_manifest
+from peregrine.bundle.kept import KeptEngine
 from peregrine.bundle.manifest import ARTIFACT, MODEL, REPORT, Manifest
 from peregrine.bundle.session import Builder, BundleSession, BundleWarning, How
 from peregrine.errors import (
@@ -44,6 +48,7 @@ def load(
     on_mismatch: OnMismatch = "rebuild",
     device: str | None = None,
     verify: bool = True,
+    engine_cache: bool = True,
 ) -> BundleSession:
     """Open a bundle for running. No pickle is read; the user's code is imported only where the
     candidate runs the PyTorch module of a `package.module:factory`.
@@ -56,6 +61,8 @@ def load(
             `BundleWarning`.
         device: run there in place of the device it was built for, e.g. "cpu", "cuda:1".
         verify: hash every file first.
+        engine_cache: keep an engine that was rebuilt, and take it the next time: see
+            `peregrine cache list`.
 
     Raises:
         BundleError: there is no bundle, or nothing of it can run here.
@@ -67,7 +74,9 @@ def load(
             f"on_mismatch cannot be {on_mismatch!r}.", fix=f"Use one of: {', '.join(_CHOICES)}."
         )
     path = Path(path).absolute()
-    bundle = _Bundle.open(path, on_mismatch, device=device, verify=verify)
+    bundle = _Bundle.open(
+        path, on_mismatch, device=device, verify=verify, engine_cache=engine_cache
+    )
     try:
         builder = bundle.builder()
     except BackendUnavailable as error:
@@ -152,15 +161,23 @@ class _Bundle:
     model: Model
     target: Target
     report: Mapping[str, Any] | None
+    engine_cache: bool
 
     @classmethod
     def open(
-        cls, path: Path, on_mismatch: OnMismatch, *, device: str | None, verify: bool
+        cls,
+        path: Path,
+        on_mismatch: OnMismatch,
+        *,
+        device: str | None,
+        verify: bool,
+        engine_cache: bool,
     ) -> _Bundle:
         manifest = bundle_manifest.read(path, verify=verify)
         target = dataclasses.replace(manifest.target, device=device or manifest.target.device)
         model = _open_model(path, manifest)
-        return cls(path, on_mismatch, manifest, model, target, _read_report(path, manifest))
+        report = _read_report(path, manifest)
+        return cls(path, on_mismatch, manifest, model, target, report, engine_cache)
 
     def builder(self) -> Builder:
         """What compiles the winner here. Raises BackendUnavailable when its backend cannot run."""
@@ -198,11 +215,22 @@ class _Bundle:
         return self._session(first, builder, "engine")
 
     def rebuild(self, builder: Builder, problem: str) -> BundleSession:
-        """The same candidate, compiled here."""
+        """The same candidate, compiled here, now or at an earlier load."""
+        # Without a problem there is no engine in the bundle: this backend saves none.
+        kept = KeptEngine(builder) if problem and self.engine_cache else None
+        if kept is not None and (found := kept.load()) is not None:
+            first, copy = found
+            self._warn(f"{problem}. {builder.candidate.id} was compiled here before.")
+            session = self._session(first, builder, "rebuilt")
+            session.on_close(weakref.finalize(session, shutil.rmtree, copy, ignore_errors=True))
+            return session
         if problem:
             self._warn(f"{problem}. {builder.candidate.id} is compiled again.")
         try:
+            started = time.perf_counter()
             first = builder.build()
+            if kept is not None:
+                kept.keep(first, time.perf_counter() - started)
         except _FAILURES as error:
             if self.on_mismatch == "error":
                 raise

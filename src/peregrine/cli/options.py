@@ -180,6 +180,15 @@ class RaceOptions:
         bool, _judging("--allow-fallback", help="Let a row win that fell back elsewhere.")
     ] = False
 
+    no_cache: Annotated[
+        bool,
+        _raced(
+            "--no-cache",
+            help="Build every engine anew, as none were kept of earlier races; see `peregrine "
+            "cache list`.",
+        ),
+    ] = False
+
     threads: Annotated[int, _limits("--threads", help="Compute threads; 0: physical cores.")] = 0
     timeout: Annotated[
         float, _limits("--timeout", metavar="S", help="Longest step of one worker, seconds.")
@@ -241,6 +250,7 @@ class RaceOptions:
             "repair_s": self.repair_budget,
             "allow_undecided": self.allow_undecided,
             "allow_fallback": self.allow_fallback,
+            "engine_cache": not self.no_cache,
             "threads": self.threads,
             "timeout_s": self.timeout,
             "worker_memory_mb": parse_size_mb(self.worker_memory) if self.worker_memory else 0.0,

@@ -82,6 +82,9 @@ class Request:
     worker_memory_mb: float = 0.0
     """Resident MiB of a worker; 0 leaves a tenth of what is available to the rest."""
     final_rounds: int = 17
+    engine_cache: bool = True
+    """Take an engine that an earlier race kept, where it is valid here, and keep those built.
+    False builds every one anew, and keeps none."""
     command: str = ""
     """The command line that made this request, quoted for a shell."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import shutil
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from peregrine.backends import registry
+from peregrine.engines import Kept
 from peregrine.environments import interpreter_for
 from peregrine.errors import (
     BackendUnavailable,
@@ -24,6 +26,7 @@ from peregrine.harness import wire
 from peregrine.harness.graphs import Graphs
 from peregrine.harness.judge import Judge
 from peregrine.harness.judged import FeedSet
+from peregrine.harness.kept import KeptEngine
 from peregrine.harness.process import Worker
 from peregrine.harness.reference import Judging
 from peregrine.harness.request import Request
@@ -162,6 +165,9 @@ class _Trial:
         self.request = setting.request
         self.batches = setting.request.batches if setting.model.batch else (1,)
         self.measured: list[Measurement] = []
+        self.kept: KeptEngine | None = None
+        self.build_peak_mb: float | None = None
+        self.baseline_mb: float | None = None
         log = f"logs/{slug(candidate.id)}.log"
         self.row = empty_result(candidate, Status.FAILED, log=log)
 
@@ -177,16 +183,10 @@ class _Trial:
         if self.candidate.graph:
             self.phase("convert", self.candidate.graph)
             self.update(conversion=self.setting.graphs.make(self.candidate.graph))
-        with self.setting.start(self.candidate) as worker:
-            self.phase("compile", "")
-            opened = self.setting.open(worker, self.candidate, first)
-            self.update(
-                build_s=opened["seconds"], versions=opened["versions"], python=opened["python"]
-            )
-            lead = self.setting.judging.for_batch(first)[0]
-            answer = self.call(worker, "first_run", lead, first)
-            self.update(first_run_ms=answer["ms"])
-            if not self.judge(worker):
+        lead = self.setting.judging.for_batch(first)[0]
+        with contextlib.ExitStack() as stack:
+            worker = self.begin(stack, lead)
+            if worker is None:
                 return
             self.prove_placement(worker, lead)
             self.measure(worker, lead, first, Boundary.DEVICE)
@@ -197,15 +197,59 @@ class _Trial:
             self.update(
                 memory=Memory(
                     host_peak_mb=host.peak_mb or 0.0,
-                    host_build_peak_mb=opened["host_build_peak_mb"],
-                    host_baseline_mb=opened["host_baseline_mb"],
+                    host_build_peak_mb=self.build_peak_mb,
+                    host_baseline_mb=self.baseline_mb,
                     **peak["device"],
                 ),
             )
             self.save(worker, first)
+            if self.kept is not None and self.row.build_s is not None:
+                self.kept.keep(self.row.build_s)
             self.more_batches(worker, lead)
         if self.request.find_max_batch and self.setting.model.batch:
             self.search_max_batch(lead)
+
+    def begin(self, stack: contextlib.ExitStack, lead: FeedSet) -> Worker | None:
+        """A worker with a session that computes what the reference does; None, with the reason
+        in the row, where the candidate does not.
+
+        An engine that an earlier race kept is judged like any other. One that does not load, or
+        is wrong, is forgotten, and built anew in a fresh worker.
+        """
+        worker = stack.enter_context(self.setting.start(self.candidate))
+        if self.request.engine_cache:
+            self.kept = KeptEngine(self.setting, self.candidate, self.batches[0])
+            if (found := self.kept.fetch(worker)) is not None:
+                before = self.row
+                try:
+                    if self.open(worker, lead, found):
+                        return worker
+                    why = f"the kept engine failed validation: {self.row.reason}"
+                except PeregrineError as error:
+                    why = f"the kept engine could not be used: {error.what}"
+                worker.kill()
+                self.kept.refuse(why)
+                self.row = before
+                worker = stack.enter_context(self.setting.start(self.candidate))
+        return worker if self.open(worker, lead) else None
+
+    def open(self, worker: Worker, lead: FeedSet, found: Kept | None = None) -> bool:
+        """Build the session, or load the one `found`; true if its outputs are right."""
+        first, artifact = self.batches[0], self.kept.artifact if self.kept and found else None
+        self.phase("load" if found else "compile", "")
+        opened = self.setting.open(worker, self.candidate, first, artifact)
+        self.baseline_mb = opened["host_baseline_mb"]
+        self.update(versions=opened["versions"], python=opened["python"])
+        if found is not None:
+            self.update(build_s=found.build_s, load_s=opened["seconds"])
+        else:
+            self.update(build_s=opened["seconds"])
+            self.build_peak_mb = opened["host_build_peak_mb"]
+        if self.kept is not None:
+            self.update(engine=self.kept.origin(opened["seconds"]))
+        answer = self.call(worker, "first_run", lead, first)
+        self.update(first_run_ms=answer["ms"])
+        return self.judge(worker)
 
     def decide(self) -> None:
         """A row that passed is good, unless its accuracy is for more data to decide."""
@@ -307,19 +351,27 @@ class _Trial:
     def save(self, worker: Worker, batch: int) -> None:
         """Keep the session for this batch, for the final and for a bundle."""
         self.phase("save", "")
-        saved = worker.call(
-            "save",
-            timeout_s=self.request.timeout_s,
-            directory=str(self.setting.artifact(self.candidate, batch)),
-            batch=batch,
-        )
-        self.update(artifact_mb=saved["artifact_mb"])
+        if self.from_cache and batch == self.batches[0]:
+            assert self.kept is not None  # what the session was loaded from is the artefact
+            self.update(artifact_mb=self.kept.size_mb())
+        else:
+            saved = worker.call(
+                "save",
+                timeout_s=self.request.timeout_s,
+                directory=str(self.setting.artifact(self.candidate, batch)),
+                batch=batch,
+            )
+            self.update(artifact_mb=saved["artifact_mb"])
         if self.row.validation is not None and self.row.validation.real_only:
             # The final's inputs are random, which this row was not judged on: its artefact must
             # give the outputs that it gives itself.
             own = self.setting.own_outputs(self.candidate, batch)
             shutil.rmtree(own, ignore_errors=True)
             self.call(worker, "outputs", self.setting.judging.lead(batch), batch, out=str(own))
+
+    @property
+    def from_cache(self) -> bool:
+        return self.row.engine is not None and self.row.engine.cached
 
     @property
     def largest(self) -> int:

@@ -118,6 +118,15 @@ class Commands:
             "python": _python(),
         }
 
+    def identify(self, backend: str) -> dict[str, Any]:
+        """What of this interpreter an engine depends on. Imports the backend, not its runtime."""
+        loaded = registry.load(backend)
+        return {
+            "versions": _versions(loaded),
+            "python": _python(),
+            "code": registry.code_of(loaded),
+        }
+
     def convert(self, model: str, graph: str, out: str, calibration: str | None) -> dict[str, Any]:
         """Make a model directory whose graph is in lower precision."""
         from peregrine.conversion.calibration import Calibration

@@ -164,6 +164,8 @@ def _rows(report: Report, placed: Standings, console: Console) -> None:
         for line in lines:
             text = _joined([c.show(c.cells[number]) for c in line])
             _line(console, Text(text, "" if row.rank else "dim"), indent=_INDENT)
+        if said := words.engine(row.result):
+            _line(console, Text(plain(said), "dim"), indent=_INDENT)
         _asides(row.result, console)
     note = f"speed: against {placed.baseline_name}" if placed.baseline else ""
     note += ", finalists' by the final; " if note and finals(report) else "; " if note else ""

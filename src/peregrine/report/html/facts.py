@@ -108,8 +108,11 @@ def costs(rows: list[CandidateResult], keys: Mapping[str, Key]) -> Markup:
         first = (
             figures.MISSING if c.first_run_ms is None else f"{figures.number(c.first_run_ms)} ms"
         )
+        engine = words.engine(c)
         body.append([
-            name(c.id, keys.get(c.id)), figures.seconds(c.build_s), figures.seconds(c.load_s),
+            join((name(c.id, keys.get(c.id)), el("div", engine, class_="aside"))) if engine
+            else name(c.id, keys.get(c.id)),
+            figures.seconds(c.build_s), figures.seconds(c.load_s),
             first, even,
             *(figures.memory(value) for value in (
                 (memory.host_peak_mb, memory.host_build_peak_mb, memory.host_baseline_mb,
