@@ -32,6 +32,11 @@ from peregrine.model.items import RANDOM
 from peregrine.model.model import Model
 from peregrine.results import Report
 from peregrine.select import Objective
+from peregrine.suite import ask as suites
+from peregrine.suite.render import write_study
+from peregrine.suite.run import Progress, Watch, begin, unwatched
+from peregrine.suite.run import run as run_races
+from peregrine.suite.study import read
 from peregrine.types import Array, Feeds, Target
 
 if TYPE_CHECKING:
@@ -241,6 +246,82 @@ def prune(max_bytes: int) -> list[Listed]:
 def open_report(run_dir: str | os.PathLike[str]) -> Report:
     """The report of an earlier race, made anew from its raw rows."""
     return assemble(RunDirectory.read(Path(run_dir)))
+
+
+def run_suite(
+    name: str,
+    out: str | os.PathLike[str],
+    *,
+    time_limit_s: float | None = None,
+    watch: Watch = unwatched,
+    keep: bool = False,
+    command: str = "",
+    **asked: Any,
+) -> tuple[Progress, list[Path]]:
+    """Repeat a published study on this machine: "paper" or "resnet50".
+
+    A directory that holds the same suite is gone on with: finished races are kept.
+
+    Args:
+        name: the suite.
+        out: its directory, made where it is missing.
+        time_limit_s: begin no race that would end after so many seconds.
+        watch: a context for each race, which gives its observer.
+        keep: keep inputs, weights and engines of finished races.
+        command: the command line, for the reports.
+        **asked: arguments of `peregrine.suite.ask.make_ask`, e.g. `batches=(1, 8)`.
+
+    Returns:
+        How far it came, and the files written: tables and figures of what there is.
+
+    Raises:
+        PeregrineError: see `peregrine.errors`; what was measured before is kept on disk.
+    """
+    path = Path(out)
+    ask = suites.make_ask(name, **asked)
+    begin(ask, path)
+    progress = run_races(
+        ask, path, time_limit_s=time_limit_s, watch=watch, keep=keep, command=command
+    )
+    return progress, write_study(read([path]), path)
+
+
+def resume_suite(
+    name: str,
+    path: str | os.PathLike[str],
+    *,
+    time_limit_s: float | None = None,
+    watch: Watch = unwatched,
+    keep: bool = False,
+    command: str = "",
+) -> tuple[Progress, list[Path]]:
+    """Go on with a suite as it was asked for. Takes and returns what `run_suite` does."""
+    where = Path(path)
+    ask = suites.Ask.load(where)
+    if ask.suite != name:
+        raise OptionError(
+            f"{where} holds the suite {ask.suite}.",
+            fix=f"Go on with it: peregrine suite {ask.suite} --resume {where}.",
+        )
+    progress = run_races(
+        ask, where, time_limit_s=time_limit_s, watch=watch, keep=keep, command=command
+    )
+    return progress, write_study(read([where]), where)
+
+
+def report_suite(
+    pieces: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str] | None = None
+) -> list[Path]:
+    """Write a suite's tables and figures again, or those of several pieces as one suite.
+
+    Returns the files written: in `out`, or in the one piece's own directory.
+    """
+    paths = [Path(piece) for piece in pieces]
+    if out is None and len(paths) != 1:
+        raise OptionError(
+            "Several pieces have no directory in common.", fix="Name one: --out merged."
+        )
+    return write_study(read(paths), Path(out) if out is not None else paths[0])
 
 
 def _label(model: Source) -> str:

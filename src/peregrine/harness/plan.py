@@ -117,7 +117,7 @@ def make_plan(model: Model, request: Request, logs: Path) -> Plan:
                 python=answer.python,
                 log=f"logs/{Path(answer.log).name}",
             )
-            if not request.only or _matches(row.backend, request.only):
+            if not request.only or _asks_for(row.backend, request.only):
                 absent.append(row)
             continue
         offered += [c.id for c in answer.candidates]
@@ -147,6 +147,14 @@ def _filtered(candidates: Iterable[Candidate], request: Request) -> list[Candida
         and (not request.only or _matches(c.id, request.only) or _matches(c.backend, request.only))
         and not _matches(c.id, request.skip)
     ]
+
+
+def _asks_for(backend: str, patterns: Sequence[str]) -> bool:
+    """Whether any pattern is of this backend's candidates: who asks for one of them by its id
+    must learn why the backend offers none."""
+    return _matches(backend, patterns) or any(
+        p.startswith((f"{backend} ", f"{backend}[")) for p in patterns
+    )
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # The page's colours on a light ground, a hue a backend.
-_COLOURS = {
+COLOURS = {
     "pytorch": "#cf4a14",
     "torch_compile": "#a62a8c",
     "torch_tensorrt": "#846600",
@@ -30,7 +30,7 @@ _COLOURS = {
     "openvino": "#0b7d86",
     "native": "#6940cf",
 }
-_OTHER = "#5c6470"
+OTHER = "#5c6470"
 _PRECISIONS = {
     Precision.FP32: "#4a5362",
     Precision.TF32: "#8a6d00",
@@ -40,7 +40,7 @@ _PRECISIONS = {
     Precision.INT8: "#c2410c",
 }
 _ALARM = "#a3222b"
-_INK, _DIM, _GRID = "#1b1e24", "#5d6470", "#e4e2dd"
+INK, DIM, GRID = "#1b1e24", "#5d6470", "#e4e2dd"
 _LINES = ("-", "--", ":", "-.")
 
 
@@ -59,7 +59,7 @@ def write_png(report: Report, path: Path) -> None:
         RunDirectoryError: the directory cannot be written.
     """
     placed = standings(report)
-    figure = _figure(12.5, 1.9 + 0.46 * max(5, len(placed.rows)))
+    figure = canvas(12.5, 1.9 + 0.46 * max(5, len(placed.rows)))
     left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
     styles = _styles(placed)
     if placed.rows:
@@ -68,7 +68,7 @@ def write_png(report: Report, path: Path) -> None:
     else:
         for axes in (left, right):
             axes.axis("off")
-        left.text(0, 0.5, "No candidate was measured.", color=_DIM, parse_math=False)
+        left.text(0, 0.5, "No candidate was measured.", color=DIM, parse_math=False)
     _save(figure, report, path)
 
 
@@ -85,14 +85,14 @@ def write_ladder_png(report: Report, path: Path) -> bool:
     drawn = drawable(found) if found is not None else []
     if found is None or not drawn:
         return False
-    figure = _figure(9.5, 5.4)
+    figure = canvas(9.5, 5.4)
     axes = figure.subplots()
     _scatter(axes, found, drawn)
     _save(figure, report, path)
     return True
 
 
-def _figure(width: float, height: float) -> Figure:
+def canvas(width: float, height: float) -> Figure:
     """An empty one, in inches; OptionError without matplotlib."""
     try:
         from matplotlib.figure import Figure
@@ -107,13 +107,22 @@ def _figure(width: float, height: float) -> Figure:
 
 def _save(figure: Figure, report: Report, path: Path) -> None:
     """Title it and write it in one step."""
-    title = figure.suptitle(
-        f"{report.model.name or 'model'}, {report.machine.cpu}", color=_INK, fontsize=12.5,
-        fontweight="bold", x=0.01, ha="left", parse_math=False,
-    )  # fmt: skip
-    if words.randomly_calibrated(report):
-        title.set_text(f"{title.get_text()}\n{words.RANDOM}")
-        title.set_color(_ALARM)
+    title = f"{report.model.name or 'model'}, {report.machine.cpu}"
+    save(figure, title, path, alarm=words.randomly_calibrated(report) and words.RANDOM)
+
+
+def save(figure: Figure, title: str, path: Path, *, alarm: str = "") -> None:
+    """Title a picture, with an alarm below where there is one, and write it in one step.
+
+    Raises:
+        RunDirectoryError: the directory cannot be written.
+    """
+    head = figure.suptitle(
+        title, color=INK, fontsize=12.5, fontweight="bold", x=0.01, ha="left", parse_math=False
+    )
+    if alarm:
+        head.set_text(f"{title}\n{alarm}")
+        head.set_color(_ALARM)
     held = io.BytesIO()
     figure.savefig(held, format="png", metadata={"Software": "Peregrine"})
     write_bytes(path, held.getvalue())
@@ -140,7 +149,7 @@ def _scatter(axes: Axes, found: Ladder, drawn: Sequence[tuple[Rung, float]]) -> 
             named.append((gain, y, text, colour))
     what = "Scaled error against the reference"
     if found.guarded:
-        axes.axhline(0, color=_DIM, linewidth=1, linestyle=":")
+        axes.axhline(0, color=DIM, linewidth=1, linestyle=":")
         unit = f", {found.unit}" if found.unit else ""
         what = f"Drop in {found.measure}{unit} (bars: 95% interval)"
     else:
@@ -154,9 +163,9 @@ def _scatter(axes: Axes, found: Ladder, drawn: Sequence[tuple[Rung, float]]) -> 
             fontsize=8, color=_ALARM,
         )  # fmt: skip
     base = found.measured_against()
-    _dress(axes, f"{what}, against speed-up over {base.result.id if base else 'fp32'}")
+    dress(axes, f"{what}, against speed-up over {base.result.id if base else 'fp32'}")
     axes.set_xlim(0, 1.28 * max(gain for _, gain in drawn))  # room for the last name
-    axes.grid(color=_GRID)
+    axes.grid(color=GRID)
     _names(axes, named)
     for precision, colour in _PRECISIONS.items():
         if any(rung.result.precision is precision for rung, _ in drawn):
@@ -200,7 +209,7 @@ def _styles(placed: Standings) -> dict[str, str]:
 
 
 def _colour(row: Row) -> str:
-    return _COLOURS.get(row.result.backend, _OTHER)
+    return COLOURS.get(row.result.backend, OTHER)
 
 
 def _ranking(axes: Axes, placed: Standings) -> None:
@@ -211,26 +220,24 @@ def _ranking(axes: Axes, placed: Standings) -> None:
         alpha = 0.9 if row.rank else 0.4
         axes.barh(place, p50, height=0.36, color=_colour(row), alpha=alpha)
         error = [[max(0.0, p50 - low)], [max(0.0, high - p50)]]
-        axes.errorbar(p50, place, xerr=error, color=_INK, capsize=3, linewidth=1)
+        axes.errorbar(p50, place, xerr=error, color=INK, capsize=3, linewidth=1)
         label = f"{figures.number(p50)} ms"
         label += f"  {figures.times(row.speedup)}" if row.speedup else ""
-        axes.text(
-            max(p50, high) + most * 0.012, place, label, va="center", fontsize=8.5, color=_INK
-        )
+        axes.text(max(p50, high) + most * 0.012, place, label, va="center", fontsize=8.5, color=INK)
         title = f"{row.rank or figures.MISSING}  {row.result.id}"
         undecided = row.result.status is Status.UNDECIDED
         title += "" if row.rank else "  (undecided)" if undecided else "  (may not win)"
         axes.text(
             0, place - 0.24, title, va="bottom", fontsize=8.5, family="monospace",
-            color=_INK if row.rank else _DIM, parse_math=False,
+            color=INK if row.rank else DIM, parse_math=False,
         )  # fmt: skip
     axes.set_xlim(0, most * 1.2)
     axes.set_ylim(len(placed.rows) - 0.5, -0.75)
     axes.set_yticks([])
     batches = {row.headline.batch for row in placed.rows}
     at = f"batch {batches.pop()}" if len(batches) == 1 else "each row's best batch"
-    _dress(axes, f"Median latency, ms, at {at} (bars: 95% interval)")
-    axes.grid(axis="x", color=_GRID)
+    dress(axes, f"Median latency, ms, at {at} (bars: 95% interval)")
+    axes.grid(axis="x", color=GRID)
 
 
 def _throughput(axes: Axes, placed: Standings, styles: Mapping[str, str]) -> None:
@@ -248,8 +255,8 @@ def _throughput(axes: Axes, placed: Standings, styles: Mapping[str, str]) -> Non
     axes.set_xticks(sorted(batches), [str(batch) for batch in sorted(batches)])
     axes.minorticks_off()
     axes.set_ylim(bottom=0)
-    _dress(axes, "Throughput, items per second, against batch (numbers: rank)")
-    axes.grid(color=_GRID)
+    dress(axes, "Throughput, items per second, against batch (numbers: rank)")
+    axes.grid(color=GRID)
 
 
 def _end_ranks(axes: Axes, placed: Standings) -> None:
@@ -265,9 +272,9 @@ def _end_ranks(axes: Axes, placed: Standings) -> None:
         )  # fmt: skip
 
 
-def _dress(axes: Axes, title: str) -> None:
-    axes.set_title(words.plain(title), loc="left", fontsize=9.5, color=_DIM, parse_math=False)
+def dress(axes: Axes, title: str) -> None:
+    axes.set_title(words.plain(title), loc="left", fontsize=9.5, color=DIM, parse_math=False)
     axes.set_axisbelow(True)
-    axes.tick_params(colors=_DIM, labelsize=8.5, length=0)
+    axes.tick_params(colors=DIM, labelsize=8.5, length=0)
     for side in ("top", "right", "left", "bottom"):
         axes.spines[side].set_visible(False)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import shlex
-from importlib.resources import files
 from pathlib import Path
 
 from peregrine.report import words
@@ -13,6 +10,7 @@ from peregrine.report.command import reproduce
 from peregrine.report.conversions import made_graphs
 from peregrine.report.html import conversions, device, facts, latency, proof, scaling
 from peregrine.report.html import ladder as precisions
+from peregrine.report.html.document import document
 from peregrine.report.html.key import keys
 from peregrine.report.html.markup import Markup, Node, details, el, join
 from peregrine.report.ladder import ladder
@@ -31,25 +29,8 @@ def write_html(report: Report, path: Path) -> None:
 
 
 def page(report: Report) -> str:
-    """The page. Its content security policy lets it load nothing, run nothing but its own
-    script, and send nothing anywhere."""
-    style, script = _asset("page.css"), _asset("page.js")
-    policy = (
-        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
-        f"script-src '{_digest(script)}'; base-uri 'none'; form-action 'none'"
-    )
-    title = f"{report.model.name or 'model'}: Peregrine report"
-    head = el(
-        "head",
-        el("meta", charset="utf-8"),
-        el("meta", http_equiv="Content-Security-Policy", content=policy),
-        el("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        el("meta", name="color-scheme", content="light dark"),
-        el("title", title),
-        el("style", Markup(style)),
-    )
-    body = el("body", *_body(report), el("script", Markup(script)))
-    return "<!doctype html>\n" + el("html", head, body, lang="en") + "\n"
+    """The page, as `document` makes one."""
+    return document(f"{report.model.name or 'model'}: Peregrine report", _body(report))
 
 
 def _body(report: Report) -> list[Node]:
@@ -153,12 +134,3 @@ def _warnings(report: Report) -> Markup:
         lines.insert(0, "This race was interrupted: not every row is here.")
     return el("section", el("h2", "To know about"), el("ul", [el("li", x) for x in lines]),
               class_="warnings")  # fmt: skip
-
-
-def _asset(name: str) -> str:
-    return files("peregrine.report.html").joinpath(name).read_text("utf-8")
-
-
-def _digest(script: str) -> str:
-    digest = hashlib.sha256(script.encode()).digest()
-    return f"sha256-{base64.b64encode(digest).decode()}"

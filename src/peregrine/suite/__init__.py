@@ -1,0 +1,1 @@
+"""Suites: several races that together answer a published study on this machine."""

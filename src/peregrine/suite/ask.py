@@ -1,0 +1,227 @@
+"""What a suite was asked for, as `suite.json` keeps it, and the races that follow from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from peregrine.backends import registry
+from peregrine.errors import ModelNotFound, OptionError, RunDirectoryError
+from peregrine.hardware import visible_gpu
+from peregrine.harness.request import SWEEP, Request
+from peregrine.harness.rundir import slug
+from peregrine.model import zoo
+from peregrine.objective import Goal, Objective
+from peregrine.report.store import write_text
+from peregrine.results import Boundary
+from peregrine.suite import published
+from peregrine.suite.workflows import OF_SUITE, Workflow, by_key, patterns
+from peregrine.types import Precision
+
+FILE = "suite.json"
+PAPER, RESNET50 = "paper", "resnet50"
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A suite. The defaults of the last five fields are chosen so that one network at nine
+    batches and four workflows takes about two minutes on an H200, half of it building engines
+    and starting processes: a measurement takes 0.2 s and, for batches of which 50 inferences take
+    longer, at most 1.5 s; the final, which only batch 1 enters, plays five rounds."""
+
+    suite: str
+    """`paper` or `resnet50`."""
+    networks: tuple[str, ...]
+    """Zoo names, `package.module:factory`, or paths."""
+    devices: tuple[str, ...]
+    """`cpu`, `cuda:0`: every network is raced on each."""
+    precisions: tuple[Precision, ...] = (Precision.FP32,)
+    batches: tuple[int, ...] = SWEEP
+    workflows: tuple[str, ...] = ()
+    """Keys of the suite's workflows; empty for all of them."""
+    limit_memory_mb: float | None = None
+    """What takes more does not count: it stands for a smaller card."""
+    weights: str = "auto"
+    seed: int = 0
+    threads: int = 0
+    input_specs: tuple[str, ...] = ()
+    min_runs: int = 50
+    """The paper's number of runs."""
+    measure_s: float = 0.2
+    measure_max_s: float = 1.5
+    final_rounds: int = 5
+    timeout_s: float = 300.0
+
+    def __post_init__(self) -> None:
+        if self.suite not in OF_SUITE:
+            raise OptionError(f"There is no suite {self.suite!r}.", fix="Use paper or resnet50.")
+        for what, given in (
+            ("network", self.networks), ("batch", self.batches), ("precision", self.precisions),
+            ("device", self.devices),
+        ):  # fmt: skip
+            if not given:
+                raise OptionError(f"There is no {what} to measure.", fix="Name at least one.")
+        for network in self.networks:
+            if ":" not in network and not Path(network).suffix:
+                try:
+                    zoo.entry(network)
+                except ModelNotFound as error:
+                    raise OptionError(error.what, fix=error.fix) from None
+        for key in self.workflows:
+            by_key(self.suite, key)
+        if list(self.batches) != sorted(set(self.batches)) or self.batches[0] < 1:
+            raise OptionError(
+                f"{', '.join(map(str, self.batches))} are no batches of a suite.",
+                why="They are measured upwards until memory ends.",
+                fix="Give each once, from 1, the smallest first: --batches 1,2,4.",
+            )
+        names = [race.name for race in self.races()]
+        if not names:
+            raise OptionError(
+                f"None of these workflows is for {', '.join(self.devices)}.",
+                fix="Name other --workflows, or another --device.",
+            )
+        if len(set(names)) < len(names):
+            raise OptionError(
+                "Two of the networks have the same name.",
+                why=f"Their races would lie in one directory: {', '.join(sorted(names))}.",
+                fix="Name each network once.",
+            )
+
+    @property
+    def chosen(self) -> tuple[Workflow, ...]:
+        """The workflows, in the suite's order."""
+        wanted = {by_key(self.suite, key).key for key in self.workflows}
+        return tuple(w for w in OF_SUITE[self.suite] if not wanted or w.key in wanted)
+
+    def races(self) -> tuple[RaceAsk, ...]:
+        """In the order they run. A device that none of the workflows is for has none."""
+        return tuple(
+            RaceAsk(network, precision, device)
+            for precision in self.precisions
+            for device in self.devices
+            if patterns(self.chosen, device, precision)
+            for network in self.networks
+        )
+
+    def request(self, race: RaceAsk, command: str = "") -> Request:
+        """One network as an ordinary race, decided by the smallest batch at the device boundary:
+        the paper's inputs lie on the GPU before the clock starts."""
+        wanted = patterns(self.chosen, race.device, race.precision)
+        backends = {p.split(" ")[0].split("[")[0].rstrip("*") for p in wanted}
+        return Request(
+            source=race.network,
+            objective=Objective(
+                Goal.LATENCY, self.batches[0], None, self.limit_memory_mb, Boundary.DEVICE
+            ),
+            batches=self.batches,
+            precisions=(race.precision,),
+            backends=tuple(name for name in registry.names() if name in backends),
+            only=wanted,
+            device=race.device,
+            threads=self.threads,
+            seed=self.seed,
+            input_specs=self.input_specs,
+            weights=self.weights,
+            # A hybrid of engines and PyTorch is what W1 is; the tables say where nodes ran.
+            allow_fallback=True,
+            # A suite shows what a conversion gives, and has no minutes for repairs.
+            repair_s=0.0,
+            min_runs=self.min_runs,
+            measure_s=self.measure_s,
+            measure_max_s=self.measure_max_s,
+            final_rounds=self.final_rounds,
+            timeout_s=self.timeout_s,
+            command=command,
+        )
+
+    def save(self, directory: Path) -> None:
+        """Write `suite.json`; RunDirectoryError where that fails."""
+        text = msgspec.json.format(msgspec.json.encode(self), indent=1).decode()
+        write_text(directory / FILE, text + "\n")
+
+    @classmethod
+    def load(cls, directory: Path) -> Ask:
+        """What the suite in `directory` was asked for.
+
+        Raises:
+            RunDirectoryError: there is none, or its `suite.json` cannot be read.
+        """
+        try:
+            return msgspec.json.decode((directory / FILE).read_bytes(), type=cls)
+        except OSError as error:
+            raise RunDirectoryError(
+                f"{directory} is not a suite's directory.",
+                why=f"There is no {FILE} in it: {error.strerror}.",
+                fix="Name the directory that was given to `peregrine suite` as --out.",
+            ) from error
+        except (msgspec.DecodeError, OptionError) as error:
+            raise RunDirectoryError(
+                f"{directory / FILE} cannot be read.", why=str(error), fix="Start a new suite."
+            ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class RaceAsk:
+    """One network at one precision on one device."""
+
+    network: str
+    precision: Precision
+    device: str
+
+    @property
+    def label(self) -> str:
+        """The network in print: a factory by its own name."""
+        return Path(self.network.split(":")[-1]).stem
+
+    @property
+    def name(self) -> str:
+        """Its run directory below the suite's."""
+        kind = "cuda" if self.device.startswith("cuda") else self.device
+        return slug(f"{self.label}-{self.precision}-{kind}")
+
+
+_CALIBRATED = (Precision.INT8, Precision.FP8)
+
+
+def make_ask(
+    suite: str,
+    *,
+    networks: Sequence[str] = (),
+    batches: Sequence[int] | None = None,
+    precisions: Sequence[Precision | str] = (Precision.FP32,),
+    device: str = "auto",
+    **fields: Any,
+) -> Ask:
+    """An ask with what the study has where nothing is named: its networks and batches, and the
+    devices that are here. The paper is about a GPU, or the CPU where there is none; the
+    ResNet-50 table is about both.
+
+    Raises:
+        OptionError: something unknown, or a precision that a suite cannot bring.
+    """
+    if unfit := [p for p in precisions if p not in list(Precision) or p in _CALIBRATED]:
+        raise OptionError(
+            f"A suite has no precision {unfit[0]}.",
+            why="It calibrates nothing, and each of its tables is of one precision.",
+            fix="Use fp32 as published, or some of: fp32, tf32, fp16, bf16.",
+        )
+    if device == "auto":
+        gpu = ("cuda:0",) if visible_gpu(0) else ()
+        devices = ("cpu", *gpu) if suite == RESNET50 else gpu or ("cpu",)
+    else:
+        devices = ("cuda:0" if device == "cuda" else device,)
+    if not networks:
+        networks = ("resnet50",) if suite == RESNET50 else published.paper().networks
+    return Ask(
+        suite=suite,
+        networks=tuple(networks),
+        devices=devices,
+        precisions=tuple(Precision(p) for p in precisions),
+        batches=tuple(batches or ((1,) if suite == RESNET50 else SWEEP)),
+        **fields,
+    )

@@ -1,0 +1,317 @@
+"""What the races of a suite found, as one study: an entry a network and workflow."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from peregrine.errors import OptionError, RunDirectoryError
+from peregrine.objective import memory_mb
+from peregrine.ratios import Ratio, paired_ratio
+from peregrine.report.store import FILE as REPORT
+from peregrine.report.store import read_json
+from peregrine.results import Boundary, CandidateResult, MachineRecord, Report, Status
+from peregrine.suite.ask import Ask, RaceAsk
+from peregrine.suite.run import ERROR
+from peregrine.suite.workflows import W0, Workflow
+from peregrine.types import Precision
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One batch of one entry, at the device boundary unless a name says otherwise."""
+
+    batch: int
+    median_ms: float
+    ci95_ms: tuple[float, float]
+    mean_ms: float
+    p99_ms: float
+    samples: int
+    throughput_per_s: float
+    memory_mb: float | None
+    """Peak of the worker's process: of the GPU's memory where it ran on one, else the host's."""
+    host_median_ms: float | None
+    """From numpy arrays to numpy arrays."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A workflow on a network. Without points it says why there are none."""
+
+    network: str
+    precision: Precision
+    device: str
+    workflow: str
+    candidate: str = ""
+    """The row that stands for it."""
+    status: str = ""
+    reason: str = ""
+    fix: str = ""
+    points: tuple[Point, ...] = ()
+    ended: str = ""
+    """Why there are no larger batches."""
+    non_equal_percent: float | None = None
+    """Elements unlike the reference's at rtol 1e-4; the next at 1e-3. Both with atol 1e-8."""
+    non_equal_percent_1e3: float | None = None
+    final: tuple[tuple[float, ...], ...] = ()
+    """Medians in ms of W0 and of this entry, round by round of the interleaved final."""
+    note: str = ""
+    """Where it ran, where that is not on one device."""
+
+    @property
+    def key(self) -> tuple[str, str, str, str]:
+        return self.precision, self.device, self.network, self.workflow
+
+    def point(self, batch: int) -> Point | None:
+        return next((p for p in self.points if p.batch == batch), None)
+
+    @property
+    def lead_speedup(self) -> Ratio | None:
+        """How many times W0's speed it has at the smallest batch, by the final's paired rounds."""
+        if len(self.final) != 2 or len(self.final[0]) < 2:
+            return None
+        base, own = self.final
+        return paired_ratio(base, own)
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """One suite, or several pieces of one."""
+
+    suite: str
+    networks: tuple[str, ...]
+    """In print, in the order they were asked for."""
+    workflows: tuple[str, ...]
+    precisions: tuple[Precision, ...]
+    devices: tuple[str, ...]
+    batches: tuple[int, ...]
+    machines: tuple[MachineRecord, ...]
+    versions: Mapping[str, str]
+    entries: tuple[Entry, ...]
+    asks: tuple[Ask, ...]
+    warnings: tuple[str, ...] = ()
+    finished: str = ""
+    """When the last race ended, UTC."""
+
+    def entry(self, network: str, workflow: str, precision: Precision, device: str) -> Entry | None:
+        wanted = (precision, device, network, workflow)
+        return next((e for e in self.entries if e.key == wanted), None)
+
+    def card(self, device: str) -> str:
+        """What the figures are of: the GPU's name, or the processor's."""
+        if not self.machines:
+            return device
+        return card(self.machines[-1], device)
+
+
+def card(machine: MachineRecord, device: str) -> str:
+    if device.startswith("cuda") and machine.gpus:
+        return machine.gpus[0].partition(" (")[0]
+    return machine.cpu
+
+
+def read(paths: Sequence[Path]) -> Study:
+    """The study of one suite's directory, or of several pieces together.
+
+    Of two pieces that hold the same network, workflow and batch, the one measured later counts.
+
+    Raises:
+        RunDirectoryError: a directory holds no suite.
+        OptionError: they are not of one suite, or not of one kind of machine.
+    """
+    asks = [Ask.load(path) for path in paths]
+    if len({ask.suite for ask in asks}) > 1:
+        raise OptionError(
+            "Pieces of different suites do not merge.",
+            why="; ".join(f"{p}: {a.suite}" for p, a in zip(paths, asks, strict=True)),
+            fix="Name pieces of one suite.",
+        )
+    if len({ask.limit_memory_mb for ask in asks}) > 1:
+        raise OptionError(
+            "Pieces with different memory limits do not merge.",
+            why=", ".join(_limit(ask) for ask in asks),
+            fix="Give each piece the same --limit-memory.",
+        )
+    found: list[tuple[str, Entry]] = []
+    machines: list[MachineRecord] = []
+    versions: dict[str, str] = {}
+    warnings: list[str] = []
+    last = ""
+    for path, ask in zip(paths, asks, strict=True):
+        for asked in ask.races():
+            report = _report(path / asked.name)
+            why = _why_not(path / asked.name, report)
+            if why and not _absent(report):
+                warnings.append(f"{asked.name}: {why}")
+            if report is not None:
+                machines.append(report.machine)
+                versions.update(report.versions)
+                last = max(last, report.finished)
+            time = report.finished if report is not None else ""
+            workflows = [w for w in ask.chosen if w.tiers(asked.device, asked.precision)]
+            found += [(time, _entry(ask, asked, w, report, why)) for w in workflows]
+    _same_machine(machines, asks)
+    found.sort(key=lambda pair: pair[0])
+    return Study(
+        suite=asks[0].suite,
+        networks=_in_order(r.label for ask in asks for r in ask.races()),
+        workflows=_workflows(asks),
+        precisions=tuple(dict.fromkeys(p for ask in asks for p in ask.precisions)),
+        devices=_in_order(d for ask in asks for d in ask.devices),
+        batches=tuple(sorted({b for ask in asks for b in ask.batches})),
+        machines=tuple({_words(m): m for m in machines}.values()),
+        versions=dict(sorted(versions.items())),
+        entries=tuple(_merged([entry for _, entry in found])),
+        asks=tuple(asks),
+        warnings=tuple(dict.fromkeys(warnings)),
+        finished=last,
+    )
+
+
+def _limit(ask: Ask) -> str:
+    return f"{ask.limit_memory_mb:g} MiB" if ask.limit_memory_mb else "no limit"
+
+
+def _in_order(words: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(words))
+
+
+def _workflows(asks: Sequence[Ask]) -> tuple[str, ...]:
+    chosen = {w.key for ask in asks for w in ask.chosen}
+    every = dataclasses.replace(asks[0], workflows=()).chosen
+    return tuple(w.key for w in every if w.key in chosen)
+
+
+def _words(machine: MachineRecord) -> str:
+    return " · ".join([machine.cpu, *machine.gpus])
+
+
+def _same_machine(machines: Sequence[MachineRecord], asks: Sequence[Ask]) -> None:
+    for device in _in_order(d for ask in asks for d in ask.devices):
+        cards = sorted({card(machine, device) for machine in machines})
+        if len(cards) > 1:
+            raise OptionError(
+                "Pieces from different machines are no one table.",
+                why=f"They are of {' and of '.join(cards)}.",
+                fix="Report each machine's pieces by themselves.",
+            )
+
+
+def _report(directory: Path) -> Report | None:
+    return read_json(directory) if (directory / REPORT).is_file() else None
+
+
+def _why_not(directory: Path, report: Report | None) -> str:
+    """Why a race is not whole; empty where it is."""
+    if report is not None and report.complete:
+        return ""
+    try:
+        told = json.loads((directory / ERROR).read_bytes())
+    except FileNotFoundError:
+        return "not run yet" if report is None else "interrupted"
+    except (OSError, ValueError) as error:
+        raise RunDirectoryError(
+            f"{directory / ERROR} cannot be read.",
+            why=str(error),
+            fix="Delete it; the suite runs that race again.",
+        ) from error
+    return str(told["what"])
+
+
+def _absent(report: Report | None) -> bool:
+    """Whether a race has said all there is: no backend could run, and each row says why."""
+    return report is not None and bool(report.candidates)
+
+
+def _entry(ask: Ask, asked: RaceAsk, workflow: Workflow, report: Report | None, why: str) -> Entry:
+    empty = Entry(asked.label, asked.precision, asked.device, workflow.key)
+    row = workflow.row(report, asked.device, asked.precision) if report is not None else None
+    if report is None or row is None:
+        kind = "cuda" if asked.device.startswith("cuda") else asked.device
+        reason = f"{workflow.backend} offers no {asked.precision} row on {kind}"
+        return dataclasses.replace(empty, status="absent", reason=why or reason)
+    valid = row.status is Status.OK
+    points, limited = _points(row, ask) if valid else ((), "")
+    judged = row.validation
+    placed = row.placement
+    return dataclasses.replace(
+        empty,
+        candidate=row.id,
+        status=str(row.status),
+        reason=row.reason or limited if not points else "",
+        fix=row.fix if not points else "",
+        points=points,
+        ended=limited or row.sweep_stopped or (f"the last batch asked for, {ask.batches[-1]}"),
+        non_equal_percent=judged.non_equal_percent if judged and valid else None,
+        non_equal_percent_1e3=judged.non_equal_percent_1e3 if judged and valid else None,
+        final=_final(report, asked, row),
+        note=placed.detail if placed is not None and placed.fell_back else "",
+    )
+
+
+def _points(row: CandidateResult, ask: Ask) -> tuple[tuple[Point, ...], str]:
+    """The measured batches that keep to the memory limit, and why larger ones do not count."""
+    points: list[Point] = []
+    for m in row.measurements:
+        if m.boundary is not Boundary.DEVICE:
+            continue
+        memory, limit = memory_mb(row, m), ask.limit_memory_mb
+        if limit is not None and memory is not None and memory > limit:
+            return tuple(points), f"memory: batch {m.batch} takes {memory:.0f} of {limit:.0f} MiB"
+        host = row.measurement(m.batch, Boundary.HOST)
+        points.append(
+            Point(
+                batch=m.batch,
+                median_ms=m.latency_ms.p50,
+                ci95_ms=m.ci95_ms,
+                mean_ms=m.latency_ms.mean,
+                p99_ms=m.latency_ms.p99,
+                samples=len(m.samples_ms),
+                throughput_per_s=m.throughput_per_s,
+                memory_mb=memory,
+                host_median_ms=host.latency_ms.p50 if host else None,
+            )
+        )
+    return tuple(points), ""
+
+
+def _final(report: Report, asked: RaceAsk, row: CandidateResult) -> tuple[tuple[float, ...], ...]:
+    """The rounds of the final that this row and W0's both took part in."""
+    base = W0.row(report, asked.device, asked.precision)
+    if base is None or base.id == row.id:
+        return ()
+    medians: dict[str, dict[int, float]] = {base.id: {}, row.id: {}}
+    for turn in report.final_rounds:
+        if turn.candidate in medians:
+            medians[turn.candidate][turn.round] = statistics.median(turn.samples_ms)
+    both = sorted(medians[base.id].keys() & medians[row.id].keys())
+    if not both:
+        return ()
+    return tuple(tuple(medians[name][number] for number in both) for name in (base.id, row.id))
+
+
+def _merged(entries: Sequence[Entry]) -> list[Entry]:
+    """Entries of the same key as one, the later one's figures over the earlier one's."""
+    merged: dict[tuple[str, str, str, str], Entry] = {}
+    for entry in entries:
+        before = merged.get(entry.key)
+        if before is None or not before.points:
+            merged[entry.key] = entry
+        elif entry.points:
+            points = {p.batch: p for p in (*before.points, *entry.points)}
+            largest = max((before, entry), key=lambda e: e.points[-1].batch)
+            merged[entry.key] = dataclasses.replace(
+                entry,
+                points=tuple(points[batch] for batch in sorted(points)),
+                ended=largest.ended,
+                final=entry.final
+                if entry.points[0].batch <= before.points[0].batch
+                else before.final,
+            )
+    return list(merged.values())

@@ -1,0 +1,287 @@
+"""Suites as a user runs them: races on a CPU, resumed, merged, refused."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import onnx
+import pytest
+
+from peregrine import api
+from peregrine.errors import OptionError, RunDirectoryError
+from peregrine.suite.ask import Ask, make_ask
+from peregrine.suite.run import begin, finished, run
+from peregrine.suite.study import read
+from peregrine.types import Precision
+from tiny_model import tiny_graph
+
+_QUICK = {"min_runs": 5, "measure_s": 0.01, "measure_max_s": 0.1, "final_rounds": 3}
+_IMAGE = "x:float32:Bx3x32x32"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, faults_for_module):
+    """Two networks by every workflow, as `suite paper` runs them."""
+    path = tmp_path_factory.mktemp("whole") / "study"
+    progress, written = api.run_suite(
+        "paper",
+        path,
+        networks=("suite_networks:narrow", "suite_networks:wide"),
+        batches=(1, 2),
+        device="cpu",
+        input_specs=(_IMAGE,),
+        **_QUICK,
+    )
+    return path, progress, written
+
+
+@pytest.fixture
+def networks(tmp_path):
+    """Two graphs that ONNX Runtime opens at once."""
+    for name in ("first", "second"):
+        onnx.save(tiny_graph(), tmp_path / f"{name}.onnx")
+    return tuple(str(tmp_path / f"{name}.onnx") for name in ("first", "second"))
+
+
+def _ask(networks, batches=(1,), **fields):
+    asked = {"workflows": ("W3",), "device": "cpu", **_QUICK, **fields}
+    return make_ask("paper", networks=networks, batches=batches, **asked)
+
+
+def _run(ask, path, **options):
+    begin(ask, path)
+    return run(ask, path, **options)
+
+
+def test_every_workflow_is_measured_or_says_why_not(whole):
+    path, progress, _ = whole
+    assert progress.done == ("narrow-fp32-cpu", "wide-fp32-cpu")
+    assert progress.failed == progress.left == ()
+    study = read([path])
+    assert study.networks == ("narrow", "wide")
+    for network in study.networks:
+        for workflow in ("W0", "W3"):
+            entry = study.entry(network, workflow, Precision.FP32, "cpu")
+            assert [p.batch for p in entry.points] == [1, 2]
+            assert 0 <= entry.non_equal_percent_1e3 < 10
+            for point in entry.points:
+                low, high = point.ci95_ms
+                assert 0 < low <= point.median_ms <= high
+                assert point.samples >= 1
+                assert point.memory_mb > 0
+        for workflow in ("W1", "W2"):
+            entry = study.entry(network, workflow, Precision.FP32, "cpu")
+            assert entry.points == ()
+            assert entry.reason
+            assert entry.fix
+
+
+def test_tables_and_figures_are_complete(whole):
+    path, _, written = whole
+    record = json.loads((path / "suite-report.json").read_text())
+    assert [t["id"] for t in record["tables"]] == ["table-1", "table-3", "table-4"]
+    for shown in record["tables"]:
+        assert all(len(line["cells"]) == 2 for line in shown["lines"])
+    first, _, speedups = record["tables"]
+    by_label = {line["label"]: line for line in first["lines"]}
+    assert [c["value"] for c in by_label["W3 ONNX Runtime"]["cells"]] == [2, 2]
+    assert [c["value"] for c in by_label["W1 Torch-TensorRT"]["cells"]] == [None, None]
+    assert all(c["value"] > 0 for c in speedups["lines"][0]["cells"])
+    assert set(record["charts"]) == {f"figure-{n}-fp32-cpu" for n in range(2, 7)}
+    assert record["published"]["source"]["card"] == "NVIDIA Quadro P620, 4 GB"
+    assert record["study"]["machines"][0]["cpu"]
+    assert record["study"]["versions"]["onnxruntime"]
+    pictures = [p for p in written if p.suffix == ".png"]
+    assert len(pictures) == 5
+    assert all(p.read_bytes().startswith(b"\x89PNG") for p in pictures)
+    page = (path / "suite.html").read_text()
+    for words in ("Table I.", "Table III.", "Table IV.", *(f"Figure {n}." for n in range(2, 7))):
+        assert words in page
+
+
+def test_the_final_pairs_w3_with_w0(whole):
+    entry = read([whole[0]]).entry("wide", "W3", Precision.FP32, "cpu")
+    ratio = entry.lead_speedup
+    base, own = (np.asarray(times) for times in entry.final)
+    assert ratio.mean == pytest.approx(np.exp(np.log(base / own).mean()))
+    assert ratio.low <= ratio.mean <= ratio.high
+
+
+def test_finished_races_are_kept_and_light(whole):
+    path, _, _ = whole
+    rows = path / "narrow-fp32-cpu" / "results.jsonl"
+    before = rows.stat().st_mtime_ns
+    progress, _ = api.resume_suite("paper", path)
+    assert progress.done == ("narrow-fp32-cpu", "wide-fp32-cpu")
+    assert rows.stat().st_mtime_ns == before
+    assert not (rows.parent / "feeds").exists()
+    assert not (rows.parent / "artifacts").exists()
+    assert [f.name for f in (rows.parent / "model").iterdir()] == ["model.json"]
+    # What is left is a run that can be reported on its own.
+    assert api.open_report(rows.parent).winner is not None
+
+
+def test_a_memory_limit_stands_for_a_smaller_card(whole, tmp_path):
+    path = tmp_path / "limited"
+    shutil.copytree(whole[0], path)
+    dataclasses.replace(Ask.load(path), limit_memory_mb=1.0).save(path)
+    entry = read([path]).entry("wide", "W3", Precision.FP32, "cpu")
+    assert entry.points == ()
+    assert entry.reason.startswith("memory: batch 1 takes ")
+
+
+def test_another_machine_s_piece_does_not_merge(whole, tmp_path):
+    path = tmp_path / "elsewhere"
+    shutil.copytree(whole[0], path)
+    for file in path.glob("*/report.json"):
+        report = json.loads(file.read_text())
+        report["machine"]["cpu"] = "another processor"
+        file.write_text(json.dumps(report))
+    with pytest.raises(OptionError, match="different machines") as refused:
+        read([whole[0], path])
+    assert "another processor" in refused.value.why
+
+
+def test_a_time_limit_stops_before_the_next_network(networks, tmp_path):
+    ask = _ask(networks)
+    progress = _run(ask, tmp_path / "study", time_limit_s=1e-3)
+    assert progress.done == ("first-fp32-cpu",)
+    assert progress.left == ("second-fp32-cpu",)
+    study = read([tmp_path / "study"])
+    assert study.warnings == ("second-fp32-cpu: not run yet",)
+    assert run(ask, tmp_path / "study").left == ()
+    assert read([tmp_path / "study"]).warnings == ()
+
+
+def test_pieces_merge_networks_and_batches(networks, tmp_path):
+    first, second = networks
+    pieces = [tmp_path / name for name in ("a", "b", "c")]
+    _run(_ask((first,), (1,)), pieces[0])
+    _run(_ask((second,), (1, 2)), pieces[1])
+    _run(_ask((first,), (4,)), pieces[2])
+    written = api.report_suite(pieces, tmp_path / "merged")
+    assert all(p.is_file() and p.parent == tmp_path / "merged" for p in written)
+    study = read(pieces)
+    assert study.networks == ("first", "second")
+    assert study.batches == (1, 2, 4)
+    found = {e.network: [p.batch for p in e.points] for e in study.entries}
+    assert found == {"first": [1, 4], "second": [1, 2]}
+
+
+def test_of_the_same_network_twice_the_later_counts(networks, tmp_path):
+    pieces = [tmp_path / name for name in ("a", "b")]
+    for piece in pieces:
+        _run(_ask(networks[:1]), piece)
+    for order in (pieces, pieces[::-1]):
+        merged = read(order).entries[0].points[0]
+        later = max(order, key=lambda p: read([p]).finished)
+        assert merged == read([later]).entries[0].points[0]
+
+
+def test_a_killed_suite_goes_on_where_it_was(networks, tmp_path):
+    path = tmp_path / "study"
+    command = [
+        sys.executable, "-m", "peregrine", "suite", "paper", "--out", str(path), "--device", "cpu",
+        "--workflows", "W3", "--batches", "1", "--runs", "5", "--quiet",
+        "--networks", ",".join(networks),
+    ]  # fmt: skip
+    process = subprocess.Popen(command, env=dict(os.environ))
+    deadline = time.monotonic() + 120
+    while not (path / "second-fp32-cpu" / "run.json").is_file():
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert finished(path / "first-fp32-cpu")
+    assert not finished(path / "second-fp32-cpu")
+    before = (path / "first-fp32-cpu" / "results.jsonl").read_bytes()
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "Left for later" not in done.stdout
+    assert (path / "first-fp32-cpu" / "results.jsonl").read_bytes() == before
+    assert finished(path / "second-fp32-cpu")
+    assert [len(e.points) for e in read([path]).entries] == [1, 1]
+
+
+def test_a_network_that_cannot_be_loaded_does_not_end_the_suite(networks, tmp_path):
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(b"no graph")
+    progress, _ = api.run_suite(
+        "paper", tmp_path / "study", networks=(str(broken), networks[0]), batches=(1,),
+        device="cpu", workflows=("W3",), **_QUICK,
+    )  # fmt: skip
+    assert progress.failed == ("broken-fp32-cpu",)
+    assert progress.done == ("first-fp32-cpu",)
+    study = read([tmp_path / "study"])
+    entry = study.entry("broken", "W3", Precision.FP32, "cpu")
+    assert entry.points == ()
+    assert entry.reason in study.warnings[0]
+    assert "broken" in (tmp_path / "study" / "suite.html").read_text()
+
+
+def test_the_resnet50_table(networks, tmp_path):
+    _, written = api.run_suite(
+        "resnet50", tmp_path / "study", networks=networks[:1], device="cpu", **_QUICK
+    )
+    record = json.loads(written[0].read_text())
+    (shown,) = record["tables"]
+    cells = {line["label"]: [c["value"] for c in line["cells"]] for line in shown["lines"]}
+    assert cells["CPU"][1] > 0
+    assert cells["CPU"][2] is None
+    assert cells["CUDA"] == cells["TensorRT"] == [None, None, None]
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"networks": ("resnet19",)}, "resnet18"),
+        ({"workflows": ("W4",)}, "W4"),
+        ({"precisions": (Precision.INT8,)}, "int8"),
+        ({"precisions": ("auto",)}, "auto"),
+        ({"batches": (2, 1)}, "smallest first"),
+        ({"batches": (0, 1)}, "smallest first"),
+        ({"networks": ("a:net", "b:net")}, "one directory"),
+    ],
+)
+def test_what_cannot_be_meant(fields, words):
+    with pytest.raises(OptionError) as refused:
+        make_ask("paper", **{"device": "cpu", **fields})
+    assert words in str(refused.value)
+
+
+def test_a_workflow_of_gpus_alone_on_a_cpu():
+    with pytest.raises(OptionError, match="None of these workflows is for cpu"):
+        make_ask("resnet50", device="cpu", workflows=("onnxruntime-cuda",))
+
+
+def test_directories_that_hold_something_else(networks, tmp_path):
+    ask = _ask(networks)
+    begin(ask, tmp_path / "study")
+    begin(ask, tmp_path / "study")
+    with pytest.raises(RunDirectoryError, match="asked for otherwise"):
+        begin(_ask(networks, (1, 2)), tmp_path / "study")
+    with pytest.raises(RunDirectoryError, match="no suite"):
+        begin(ask, tmp_path)
+    with pytest.raises(RunDirectoryError, match="not a suite's directory"):
+        read([tmp_path])
+    with pytest.raises(OptionError, match="holds the suite paper"):
+        api.resume_suite("resnet50", tmp_path / "study")
+    with pytest.raises(OptionError, match="no directory in common"):
+        api.report_suite([tmp_path / "study", tmp_path / "study"])
+    begin(_ask(networks, limit_memory_mb=100.0), tmp_path / "small")
+    with pytest.raises(OptionError, match="memory limits"):
+        read([tmp_path / "study", tmp_path / "small"])
+
+
+def test_the_command_needs_a_directory():
+    done = subprocess.run(
+        [sys.executable, "-m", "peregrine", "suite", "paper"], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert "--out DIR" in done.stderr
