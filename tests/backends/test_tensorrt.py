@@ -177,6 +177,43 @@ def test_it_shows_the_stream_that_inferences_run_on(residual: Model, cuda_graph:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(installed_module() == "tensorrt", reason="full TensorRT's engines hold them")
+@pytest.mark.parametrize("profile", [THREE.profile, FIVE.profile], ids=["fixed", "range"])
+def test_kernels_compiled_at_run_time_come_back(
+    residual: Model, profile: Profile, tmp_path: Path
+) -> None:
+    aim = Target("cuda:0", profile)
+    feeds = random_feeds(residual, 3, 0)
+    with BACKEND.compile(residual, FP32, aim) as session:
+        for _ in range(3):
+            expected = session.run(feeds)
+        BACKEND.save(session, tmp_path)
+    assert (tmp_path / "kernels.bin").stat().st_size > 0
+    with BACKEND.load(tmp_path, residual, FP32, aim) as session:
+        had = len(session.compiled_kernels())
+        for _ in range(3):
+            assert_close(session.run(feeds), expected, 1e-6, "with its kernels")
+    (tmp_path / "kernels.bin").unlink()
+    with BACKEND.load(tmp_path, residual, FP32, aim) as session:
+        assert len(session.compiled_kernels()) < had  # before any inference
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kernels", [b"", b"no kernels"], ids=["none", "damaged"])
+def test_an_engine_runs_without_its_kernels(
+    residual: Model, kernels: bytes, tmp_path: Path
+) -> None:
+    aim = Target("cuda:0", THREE.profile)
+    feeds = random_feeds(residual, 3, 0)
+    with BACKEND.compile(residual, FP32, aim) as session:
+        expected = session.run(feeds)
+        BACKEND.save(session, tmp_path)
+    (tmp_path / "kernels.bin").write_bytes(kernels)
+    with BACKEND.load(tmp_path, residual, FP32, aim) as session:
+        assert_close(session.run(feeds), expected, _TOLERANCE, "without kernels")
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("name", SMALL)
 def test_an_engine_computes_what_the_graph_says(name: str, tmp_path: Path) -> None:
     if not nvidia_driver():

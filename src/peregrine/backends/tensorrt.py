@@ -18,6 +18,7 @@ from peregrine.backends._trt_engine import (
     installed_module,
     make_logger,
 )
+from peregrine.backends._trt_runtime import create_context, serialized
 from peregrine.backends.base import Backend, Session, check_feeds, check_sizes, options_of
 from peregrine.errors import BackendError, BackendUnavailable, Unsupported
 from peregrine.model.model import Model
@@ -40,6 +41,8 @@ DEFAULTS: dict[str, object] = {"cuda_graph": True}
 at batch 1 took 1.7 times as long without it."""
 
 _ENGINE = "engine.plan"
+_KERNELS = "kernels.bin"
+"""The runtime cache of TensorRT-RTX."""
 _TORCH = "Install a CUDA build of PyTorch: `peregrine env create tensorrt`."
 
 
@@ -53,8 +56,19 @@ class TensorRtSession(Session):
     """
 
     def __init__(
-        self, model: Model, engine: bytes, target: Target, *, cuda_graph: bool = True
+        self,
+        model: Model,
+        engine: bytes,
+        target: Target,
+        *,
+        cuda_graph: bool = True,
+        kernels: bytes = b"",
     ) -> None:
+        """
+        Args:
+            engine: as it was built or saved.
+            kernels: what `compiled_kernels` of an earlier session gave.
+        """
         import torch
 
         trt = import_tensorrt()
@@ -72,7 +86,9 @@ class TensorRtSession(Session):
                 why=" ".join(self._logger.errors),
                 fix="Install a TensorRT that supports this GPU: `peregrine env create tensorrt`.",
             )
-        self._context = self._engine.create_execution_context()
+        self._context, self._kernels = create_context(
+            trt, self._engine, kernels, fixed=target.profile.is_fixed
+        )
         self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         self._buffers: dict[str, torch.Tensor] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
@@ -255,6 +271,10 @@ class TensorRtSession(Session):
             detail="Replayed as one CUDA graph." if self._graph is not None else self._detail,
         )
 
+    def compiled_kernels(self) -> bytes:
+        """What the inferences so far had compiled; empty where the engine holds all kernels."""
+        return serialized(self._kernels)
+
     def close(self) -> None:
         if self._context is not None:
             self.synchronize()
@@ -262,6 +282,7 @@ class TensorRtSession(Session):
         self._buffers, self._staged_inputs, self._staged_outputs = {}, {}, {}
         # In this order: a context must not outlive its engine, nor that its runtime.
         self._context = None
+        self._kernels = None
         self._engine = None
         self._runtime = None
 
@@ -309,8 +330,11 @@ class TensorRtBackend(Backend):
         return TensorRtSession(model, engine, target, cuda_graph=bool(options["cuda_graph"]))
 
     def save(self, session: Session, directory: Path) -> None:
+        """The engine, and the kernels that inferences have had compiled for it."""
         assert isinstance(session, TensorRtSession)
         (directory / _ENGINE).write_bytes(session.serialized)
+        if kernels := session.compiled_kernels():
+            (directory / _KERNELS).write_bytes(kernels)
 
     def load(
         self, directory: Path, model: Model, candidate: Candidate, target: Target
@@ -323,8 +347,14 @@ class TensorRtBackend(Backend):
             raise BackendUnavailable(
                 "TensorRT cannot run the saved engine.", why=runs.reason, fix=runs.fix
             )
-        engine = (directory / _ENGINE).read_bytes()
-        return TensorRtSession(model, engine, target, cuda_graph=bool(options["cuda_graph"]))
+        kernels = directory / _KERNELS
+        return TensorRtSession(
+            model,
+            (directory / _ENGINE).read_bytes(),
+            target,
+            cuda_graph=bool(options["cuda_graph"]),
+            kernels=kernels.read_bytes() if kernels.exists() else b"",
+        )
 
 
 def _runs_here(target: Target) -> Support:
