@@ -102,6 +102,10 @@ def test_the_page_says_why_something_is_missing_and_escapes_it(whole):
     assert figures.times(1.67) in text
 
 
+def test_the_page_names_the_row_that_stands_for_a_workflow(whole):
+    assert "W1 Torch-TensorRT is row of W1 on 7 networks." in page(whole)
+
+
 def test_the_record_holds_raw_figures_tables_and_the_published(whole, tmp_path):
     write_study(whole, tmp_path)
     found = json.loads((tmp_path / "suite-report.json").read_text())

@@ -150,13 +150,18 @@ def test_another_machine_s_piece_does_not_merge(whole, tmp_path):
 
 def test_a_time_limit_stops_before_the_next_network(networks, tmp_path):
     ask = _ask(networks)
-    progress = _run(ask, tmp_path / "study", time_limit_s=1e-3)
+    path = tmp_path / "study"
+    progress = _run(ask, path, time_limit_s=1e-3)
     assert progress.done == ("first-fp32-cpu",)
     assert progress.left == ("second-fp32-cpu",)
-    study = read([tmp_path / "study"])
-    assert study.warnings == ("second-fp32-cpu: not run yet",)
-    assert run(ask, tmp_path / "study").left == ()
-    assert read([tmp_path / "study"]).warnings == ()
+    assert read([path]).warnings == ("second-fp32-cpu: not run yet",)
+    shutil.copytree(path, tmp_path / "other")
+    assert run(ask, tmp_path / "other").left == ()
+    # What one piece left another has run.
+    for order in ([path, tmp_path / "other"], [tmp_path / "other", path]):
+        study = read(order)
+        assert study.warnings == ()
+        assert [len(e.points) for e in study.entries] == [1, 1]
 
 
 def test_pieces_merge_networks_and_batches(networks, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from peregrine.report import figures, words
@@ -240,7 +241,13 @@ def _setting(study: Study) -> Markup:
         for ask in study.asks
     ]
     versions = ", ".join(f"{name} {version}" for name, version in study.versions.items())
+    stand_ins = Counter((e.workflow, e.candidate) for e in study.entries if e.points)
+    stands = [
+        f"{title_of(workflow, study.suite)} is {candidate} on {figures.count(number, 'network')}."
+        for (workflow, candidate), number in sorted(stand_ins.items())
+    ]
     return _section(
-        "Setting", [el("p", text) for text in dict.fromkeys(asked)],
+        "Setting", el("ul", [el("li", text) for text in stands]),
+        [el("p", text) for text in dict.fromkeys(asked)],
         el("p", versions, class_="dim"),
     )  # fmt: skip

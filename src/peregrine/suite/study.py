@@ -141,14 +141,17 @@ def read(paths: Sequence[Path]) -> Study:
     found: list[tuple[str, Entry]] = []
     machines: list[MachineRecord] = []
     versions: dict[str, str] = {}
-    warnings: list[str] = []
+    unfinished: list[tuple[str, str]] = []
+    whole: set[str] = set()
     last = ""
     for path, ask in zip(paths, asks, strict=True):
         for asked in ask.races():
             report = _report(path / asked.name)
             why = _why_not(path / asked.name, report)
-            if why and not _absent(report):
-                warnings.append(f"{asked.name}: {why}")
+            if not why:
+                whole.add(asked.name)
+            elif not _absent(report):
+                unfinished.append((asked.name, why))
             if report is not None:
                 machines.append(report.machine)
                 versions.update(report.versions)
@@ -169,7 +172,8 @@ def read(paths: Sequence[Path]) -> Study:
         versions=dict(sorted(versions.items())),
         entries=tuple(_merged([entry for _, entry in found])),
         asks=tuple(asks),
-        warnings=tuple(dict.fromkeys(warnings)),
+        # What one piece left for later another may have run.
+        warnings=_in_order(f"{name}: {why}" for name, why in unfinished if name not in whole),
         finished=last,
     )
 
