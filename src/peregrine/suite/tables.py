@@ -245,8 +245,9 @@ def resnet50_table(study: Study, network: str, precision: Precision, batch: int)
             lines.append(Line(label, PUBLISHED, known.source.card, shown))
     lead = (
         f"Milliseconds of one inference of batch {batch}: ours are medians at the device boundary "
-        "with their 95% intervals, the published ones averages in a precision that is not named. TensorRT by PyTorch is torch2trt in "
-        "the published table, Torch-TensorRT here where torch2trt is absent."
+        "with their 95% intervals, the published ones averages in a precision "
+        "that is not named. TensorRT by PyTorch is torch2trt in the published table, "
+        "Torch-TensorRT here where torch2trt is absent."
     )
     columns = tuple(title for _, title in _COLUMNS)
     title = f"Inference time of {network} ({precision}, batch {batch})"
