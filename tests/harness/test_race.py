@@ -61,6 +61,7 @@ _EXPECTED = {
     "hog": (Status.OOM, "limit of 1500 MiB"),
     "nan": (Status.INVALID, "NaN"),
     "wrong": (Status.INVALID, "y"),
+    "racy": (Status.INVALID, "another output the second time"),
     "unsupported": (Status.UNSUPPORTED, "Frobnicate"),
     "unavailable": (Status.UNAVAILABLE, "no such device"),
     "python_error": (Status.FAILED, "ZeroDivisionError"),
