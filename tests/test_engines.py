@@ -87,10 +87,25 @@ def test_a_miss_compares_with_the_nearest_entry(kept, artifact, tmp_path):
     assert kept.fetch(_wanted(), tmp_path / "out") == Missed(("openvino 3 there, 1 here",))
 
 
+def test_entries_of_another_version_are_passed_over(kept, artifact, tmp_path):
+    record = {**_wanted().to_json(), "build_s": 1.0, "built": ""}
+    store = Store(cache_directory("engines"))
+    for number, changes in enumerate(
+        ({"fingerprint": {}}, {"fingerprint": "x"}, {"threads": None, "precision": "int3"})
+    ):
+        store.put(str(number), artifact, ["engine"], {**record, **changes})
+    del record["fingerprint"]["cpu"]
+    store.put("3", artifact, ["engine"], record)
+    found = Engines(cache_directory("engines"))
+    assert found.fetch(_wanted(), tmp_path / "out") == Missed()
+    assert sorted(entry.candidate for entry in engines.kept())[:3] == ["", "", ""]
+
+
 def test_another_model_or_candidate_is_no_neighbour(kept, artifact, tmp_path):
     kept.keep(_wanted(), artifact, 1.0)
     other = dataclasses.replace(CANDIDATE, graph="int8")
     assert kept.fetch(_wanted(model_sha256="cd"), tmp_path / "out") == Missed()
+    assert kept.fetch(_wanted(options={"streams": 2}), tmp_path / "out") == Missed()
     assert kept.fetch(dataclasses.replace(_wanted(), candidate=other), tmp_path / "out") == Missed()
 
 
@@ -196,7 +211,7 @@ def test_prune_keeps_what_was_used_last(artifact, tmp_path):
     )
     listed = api.kept()
     assert [entry.kind for entry in listed] == ["graphs", "engines", "engines", "engines"]
-    assert (listed[1].model, listed[1].candidate) == ("m", "openvino CPU fp32")
+    assert (listed[1].model, listed[1].candidate) == ("m", CANDIDATE.id)
     gone = api.prune(listed[0].size + listed[1].size)
     assert [entry.key for entry in gone] == [_wanted(python=age).key for age in "12"]
     assert [entry.key for entry in api.kept()] == ["g" * 64, _wanted(python="0").key]

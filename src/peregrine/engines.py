@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import functools
@@ -15,10 +16,13 @@ from peregrine import backends
 from peregrine.fingerprint import Fingerprint, differences
 from peregrine.model.model import Model
 from peregrine.store import LIMIT, Store, cache_directory
-from peregrine.types import Candidate, Target
+from peregrine.types import Candidate, Precision, Target
 
-_FETCHED_BYTES_PER_S = 300 << 20
-"""About what is copied and hashed in a second."""
+# What reading an entry that another version of Peregrine wrote may raise.
+_ANOTHER_FORMAT = (KeyError, TypeError, ValueError)
+_WORTH_BYTES_PER_S = 100 << 20
+"""An engine is kept where it took a second for each of these bytes to build: about 300 MiB are
+copied and hashed in a second, and a runtime takes its time to load them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,11 +131,11 @@ class Engines:
     def keep(self, wanted: Wanted, artifact: Path, build_s: float) -> bool:
         """Keep a copy of what a backend saved, with the seconds that building it took. False for
         a directory without files, since such a backend builds anew when it loads; and for what
-        is built sooner than it would be fetched."""
+        is built about as soon as it would be fetched."""
         files = [path for path in sorted(artifact.rglob("*")) if path.is_file()]
         names = [path.relative_to(artifact).as_posix() for path in files]
         size = sum(path.stat().st_size for path in files)
-        if not names or build_s * _FETCHED_BYTES_PER_S < size:
+        if not names or build_s * _WORTH_BYTES_PER_S < size:
             return False
         built = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         record = {**wanted.to_json(), "build_s": build_s, "built": built}
@@ -150,8 +154,12 @@ class Engines:
             there = entry.record
             if not there or any(there.get(name) != here[name] for name in same):
                 continue
-            if there["fingerprint"]["model_sha256"] == here["fingerprint"]["model_sha256"]:
-                found.append(_differences(there, here))
+            with contextlib.suppress(*_ANOTHER_FORMAT):
+                if all(
+                    there["fingerprint"][name] == here["fingerprint"][name]
+                    for name in ("model_sha256", "options")
+                ):
+                    found.append(_differences(there, here))
         found.sort(key=len)
         return tuple(found[0]) if found else ()
 
@@ -206,8 +214,15 @@ def _candidate_of(record: Any) -> str:
         return str(record["made"].get("by", ""))
     if not record:
         return ""
-    words = (record["backend"], record["variant"], record["precision"], record["graph"])
-    return " ".join(word for word in words if word)
+    with contextlib.suppress(*_ANOTHER_FORMAT):
+        return Candidate(
+            record["backend"],
+            record["variant"],
+            Precision(record["precision"]),
+            record["fingerprint"]["options"],
+            record["graph"],
+        ).id
+    return ""
 
 
 def _ir_sha256(model: Model) -> str:
