@@ -4,11 +4,23 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from peregrine.backends._nvidia import nvidia_driver
+
 _TESTS = Path(__file__).parent
 
 # A time limit per example fails by chance on a machine with neighbours.
 settings.register_profile("peregrine", deadline=None)
 settings.load_profile("peregrine")
+
+
+def pytest_collection_modifyitems(items):
+    """Tests marked `gpu` are skipped where the driver finds none."""
+    found = nvidia_driver()
+    if found:
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason=found.reason))
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -81,7 +81,7 @@ def test_a_repaired_graph_is_named_so_and_remembers_what_was_kept(tmp_path):
         calibration=calibration(model, tmp_path, 8),
         keep=[layer],
         calibrator="minmax",
-        repaired=True,
+        name="u8s8+repaired",
     )
     assert made.graph == Model.open(tmp_path / "out").graph == "u8s8+repaired"
     assert made.kept == (layer,)
