@@ -1,0 +1,97 @@
+"""The standard operators as functions of PyTorch tensors, found by name and opset version.
+
+A function is registered for the versions of its operator that it implements:
+
+    @operator("ai.onnx.Reshape", since=5, host=(1,))
+    def reshape(call: Call, data: Tensor, shape: Tensor) -> Tensor: ...
+
+`since` is the first opset whose meaning it has; the entry with the highest `since` that is not
+above the graph's opset is taken. `host` names inputs that it reads as Python numbers: as constants
+they lie in the CPU's memory, and otherwise each inference waits for the device to tell them.
+Absent optional inputs come as None. A function returns its output, or a tuple of them, never
+writes to its inputs, and may return a view of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Result: TypeAlias = "Tensor | tuple[Tensor | None, ...]"
+Function: TypeAlias = "Callable[..., Result]"
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What an operator is called with beside its inputs."""
+
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    """ONNX's attributes as plain values: ints, floats, str, tuples of them; a tensor as a
+    `torch.Tensor` on the CPU; a subgraph as a function of its formal inputs that gives a tuple
+    of its outputs, what it captures being bound already."""
+    opset: int = 0
+    outputs: int = 1
+    """How many outputs are asked for."""
+    tf32: bool = False
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self.attributes.get(name, default)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A registered function."""
+
+    operator: str
+    function: Function
+    since: int
+    host: frozenset[int]
+
+
+_ENTRIES: dict[str, list[Entry]] = {}
+
+
+def operator(
+    name: str, *, since: int = 1, host: tuple[int, ...] = ()
+) -> Callable[[Function], Function]:
+    """Register the decorated function; `name` is `ai.onnx.Relu`, `ai.onnx.ml.Scaler`,
+    `peregrine.Conv`. May be stacked for several names or versions."""
+
+    def register(function: Function) -> Function:
+        entries = _ENTRIES.setdefault(name, [])
+        entries.append(Entry(name, function, since, frozenset(host)))
+        entries.sort(key=lambda entry: entry.since)
+        return function
+
+    return register
+
+
+def find(name: str, opset: int) -> Entry | None:
+    """The entry for an operator at an opset version, or None where there is none."""
+    _load()
+    found = None
+    for entry in _ENTRIES.get(name, ()):
+        if entry.since <= opset:
+            found = entry
+    return found
+
+
+def names() -> Iterator[str]:
+    """Every registered operator."""
+    _load()
+    yield from sorted(_ENTRIES)
+
+
+def _load() -> None:
+    """Import the modules that register; each imports torch."""
+    from importlib import import_module
+    from pkgutil import iter_modules
+
+    from peregrine.compiler import torch_ops
+
+    for module in iter_modules(torch_ops.__path__):
+        import_module(f"{torch_ops.__name__}.{module.name}")
