@@ -86,7 +86,8 @@ class Operation:
     operator: str
     """`peregrine.Conv`, or a standard one as `ai.onnx.Softmax`."""
     attributes: Mapping[str, Any] = field(default_factory=dict)
-    """Plain ints, floats, strings and tuples of them."""
+    """Plain ints, floats, strings and tuples of them; of standard operators also tensors and
+    subgraphs, as `attributes` writes them."""
     inputs: tuple[TensorType | None, ...] = ()
     """None where an optional input is absent."""
     outputs: tuple[TensorType, ...] = ()

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from peregrine.compiler.operation import TensorType
+from peregrine.compiler.operation import Operation, TensorType
 
 
 class Place(enum.StrEnum):
@@ -66,15 +66,11 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     """One launch of one tactic."""
 
     name: str
-    operator: str
-    """As `Operation.operator`."""
-    attributes: dict[str, Any]
-    """Plain values; a subgraph of control flow is a `Plan` as a dict."""
+    operation: Operation
+    """Its inputs that are constants have the types they had before the tactic packed them."""
     inputs: tuple[str, ...]
     """Names of tensors; empty where an optional input is absent."""
     outputs: tuple[str, ...]
-    opset: int
-    tf32: bool
     chosen: Timed
     runners_up: tuple[Timed, ...] = ()
     """The other tactics that were tried, best first."""
