@@ -64,7 +64,9 @@ def published() -> dict[str, Any]:
 def _documentation() -> dict[tuple[str, str], str]:
     """(class, field) -> the string below the field in the source, where there is one."""
     found: dict[tuple[str, str], str] = {}
-    for module in (results, types):
+    records = (value for value in vars(results).values() if isinstance(value, type))
+    for module in (types, *{inspect.getmodule(record) for record in records}):
+        assert module is not None  # a class of ours has one
         for node in ast.parse(inspect.getsource(module)).body:
             if not isinstance(node, ast.ClassDef):
                 continue
