@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from statistics import NormalDist
 
 import numpy as np
@@ -68,7 +68,7 @@ def guard_top1(
     was, now = np.asarray(reference_classes) == right, np.asarray(candidate_classes) == right
     items, worse, better = len(right), int((was & ~now).sum()), int((now & ~was).sum())
     low, high = paired_interval(worse, better, items)
-    found = _Found(
+    found = Guard(
         measure=TOP1,
         unit="%",
         items=items,
@@ -77,6 +77,7 @@ def guard_top1(
         drop=100 * (worse - better) / items,
         ci95=(100 * low, 100 * high),
         method=SCORE_INTERVAL,
+        verdict=Verdict.OK,
         worse=worse,
         better=better,
         p_value=mcnemar(worse, better),
@@ -88,9 +89,9 @@ def guard_top1(
     allowed = math.ceil(top1_loss * items - 1e-9)
     lost = worse - better
     if lost <= allowed:
-        return found.guard(Verdict.OK, None, None, f"{found.words()}.")
+        return replace(found, reason=f"{_seen(found)}.")
     ending = f"{lost} fewer, at most {allowed} allowed"
-    return found.guard(Verdict.FAILED, None, None, f"{found.words()}: {ending}.")
+    return replace(found, verdict=Verdict.FAILED, reason=f"{_seen(found)}: {ending}.")
 
 
 def guard_scores(
@@ -135,7 +136,7 @@ def guard_scores(
     lost = int((~finite).sum())
     drop = float(differences.mean()) if len(differences) else 0.0
     (low, high), method = ((drop, drop), "none") if lost else _interval(was, now, seed)
-    found = _Found(
+    found = Guard(
         measure=measure,
         unit="",
         items=len(was),
@@ -144,20 +145,21 @@ def guard_scores(
         drop=drop,
         ci95=(min(low, drop), max(high, drop)),
         method=method,
+        verdict=Verdict.OK,
         worse=int((differences > 0).sum()) + lost,
         better=int((differences < 0).sum()),
     )
     if lost:
         text = f"{measure} gives the candidate {lost} scores of {len(was)} that are not finite."
-        return found.guard(Verdict.FAILED, max_drop, None, text)
+        return replace(found, verdict=Verdict.FAILED, max_drop=max_drop, reason=text)
     if max_drop is None:
-        return found.guard(Verdict.OK, None, None, f"{found.words()}; no limit was given.")
+        return replace(found, reason=f"{_seen(found)}; no limit was given.")
     if len(was) == 1:
         text = (
-            f"{found.words()}; at most {max_drop:g} allowed: undecided, since one score has no "
+            f"{_seen(found)}; at most {max_drop:g} allowed: undecided, since one score has no "
             "spread. Let the metric return a score for every item."
         )
-        return found.guard(Verdict.UNDECIDED, max_drop, None, text)
+        return replace(found, verdict=Verdict.UNDECIDED, max_drop=max_drop, reason=text)
     if method == SCORE_INTERVAL:
         return _against_limit(
             found,
@@ -244,7 +246,7 @@ def _more_counted(worse: int, better: int, items: int, limit: float) -> int | No
     return above - items
 
 
-def _more_scored(found: _Found, differences: _Floats, limit: float) -> int | None:
+def _more_scored(found: Guard, differences: _Floats, limit: float) -> int | None:
     """Items to add until the interval of a mean lies on one side of `limit`: it shrinks with
     the square root of their number."""
     room = abs(limit - found.drop)
@@ -308,89 +310,48 @@ def _bca(values: _Floats, seed: int) -> tuple[float, float]:
     return mean + float(low), mean + float(high)
 
 
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """What a guard is made of, before it is judged."""
-
-    measure: str
-    unit: str
-    items: int
-    reference: float
-    candidate: float
-    drop: float
-    ci95: tuple[float, float]
-    method: str
-    worse: int
-    better: int
-    p_value: float | None = None
-
-    @property
-    def noun(self) -> str:
-        return "images" if self.measure == TOP1 else "items"
-
-    def words(self) -> str:
-        """What was seen, as the start of a sentence."""
-        name = self.measure[:1].upper() + self.measure[1:] if self.unit else self.measure
-        show = self._points if self.unit else _short
-        if self.drop == 0:
-            change = f"stays at {show(self.reference)}{self.unit}"
-        else:
-            verb = "falls" if self.drop > 0 else "rises"
-            change = f"{verb} by {show(abs(self.drop))}" + (" points" if self.unit else "")
-        low, high = (show(end) for end in self.ci95)
-        counts = ("lost", "won") if self.unit else ("worse", "better")
-        interval = f"[{low}, {high}]" if self.drop >= 0 else f"(a drop of {low} to {high})"
-        return (
-            f"{name} {change} {interval} of {self.items:,} {self.noun} "
-            f"({self.worse:,} {counts[0]}, {self.better:,} {counts[1]})"
-        )
-
-    def guard(
-        self, verdict: Verdict, max_drop: float | None, more_items: int | None, reason: str
-    ) -> Guard:
-        return Guard(
-            measure=self.measure,
-            unit=self.unit,
-            items=self.items,
-            reference=self.reference,
-            candidate=self.candidate,
-            drop=self.drop,
-            ci95=self.ci95,
-            method=self.method,
-            verdict=verdict,
-            worse=self.worse,
-            better=self.better,
-            max_drop=max_drop,
-            p_value=self.p_value,
-            more_items=more_items,
-            reason=reason,
-        )
-
-    def _points(self, value: float) -> str:
-        """One image in a thousand is a tenth of a point; more images deserve more digits."""
-        return f"{value:.{1 if self.items < 1000 else 2}f}"
-
-
-def _against_limit(found: _Found, max_drop: float, more: Callable[[], int | None]) -> Guard:
-    low, high = found.ci95
-    start = f"{found.words()}; at most {max_drop:g} allowed"
-    if high <= max_drop:
-        return found.guard(Verdict.OK, max_drop, None, f"{start}.")
-    if low > max_drop:
-        return found.guard(Verdict.FAILED, max_drop, None, f"{start}: too much.")
-    needed = more()
-    if needed is None:
-        ending = f"no number of {found.noun} would decide at this rate, so near is it to the limit"
+def _seen(found: Guard) -> str:
+    """What was seen, as the start of a sentence."""
+    name = found.measure[:1].upper() + found.measure[1:] if found.unit else found.measure
+    # One image in a thousand is a tenth of a point; more images deserve more digits.
+    digits = ".3g" if not found.unit else ".1f" if found.items < 1000 else ".2f"
+    if found.drop == 0:
+        change = f"stays at {found.reference:{digits}}{found.unit}"
     else:
-        ending = f"about {_about(needed)} more {found.noun} would decide"
-    return found.guard(Verdict.UNDECIDED, max_drop, needed, f"{start}: undecided, {ending}.")
+        verb = "falls" if found.drop > 0 else "rises"
+        points = " points" if found.unit else ""
+        change = f"{verb} by {abs(found.drop):{digits}}{points}"
+    low, high = (f"{end:{digits}}" for end in found.ci95)
+    counts = ("lost", "won") if found.unit else ("worse", "better")
+    interval = f"[{low}, {high}]" if found.drop >= 0 else f"(a drop of {low} to {high})"
+    return (
+        f"{name} {change} {interval} of {found.items:,} {_noun(found)} "
+        f"({found.worse:,} {counts[0]}, {found.better:,} {counts[1]})"
+    )
+
+
+def _noun(found: Guard) -> str:
+    return "images" if found.measure == TOP1 else "items"
+
+
+def _against_limit(found: Guard, max_drop: float, more: Callable[[], int | None]) -> Guard:
+    low, high = found.ci95
+    found = replace(found, max_drop=max_drop)
+    start = f"{_seen(found)}; at most {max_drop:g} allowed"
+    if high <= max_drop:
+        return replace(found, reason=f"{start}.")
+    if low > max_drop:
+        return replace(found, verdict=Verdict.FAILED, reason=f"{start}: too much.")
+    needed, noun = more(), _noun(found)
+    if needed is None:
+        ending = f"no number of {noun} would decide at this rate, so near is it to the limit"
+    else:
+        ending = f"about {_about(needed)} more {noun} would decide"
+    reason = f"{start}: undecided, {ending}."
+    return replace(found, verdict=Verdict.UNDECIDED, more_items=needed, reason=reason)
 
 
 def _about(count: int) -> str:
     """A count rounded up to two digits."""
     step = 10 ** max(0, len(str(count)) - 2)
     return f"{-(-count // step) * step:,}"
-
-
-def _short(value: float) -> str:
-    return f"{value:.3g}"
