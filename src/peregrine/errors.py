@@ -168,6 +168,15 @@ class EnvironmentFailure(PeregrineError):
     exit_code = 8
 
 
+def cannot_read(runtime: str, name: str, why: str) -> ModelCorrupt:
+    """What a runtime says of an ONNX file that is damaged or malformed."""
+    return ModelCorrupt(
+        f"{runtime} cannot read {name}.",
+        why=why,
+        fix="Export it again, and run onnx.checker.check_model over the file.",
+    )
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """` Did you mean 'latency'?`, to end a `what` with; empty where nothing is like `word`."""
     near = difflib.get_close_matches(word, list(map(str, known)), n=1, cutoff=0.4)

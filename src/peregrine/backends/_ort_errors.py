@@ -8,9 +8,9 @@ import re
 from peregrine.errors import (
     BackendError,
     BackendUnavailable,
-    ModelCorrupt,
     PeregrineError,
     Unsupported,
+    cannot_read,
 )
 from peregrine.types import Precision
 
@@ -82,11 +82,7 @@ def on_open(
             fix="Install the runtime it needs, and put its libraries on LD_LIBRARY_PATH.",
         )
     if type(error).__name__ in ("InvalidProtobuf", "InvalidGraph", "InvalidArgument"):
-        return ModelCorrupt(
-            f"ONNX Runtime cannot read {name}.",
-            why=text,
-            fix="Export it again, and run onnx.checker.check_model over the file.",
-        )
+        return cannot_read("ONNX Runtime", name, text)
     return on_run(error)
 
 

@@ -265,6 +265,7 @@ class TorchSession(Session):
         self.profile = profile
         self.target = target
         self._forward: Callable[..., Any] = forward
+        self._name = model.name
         self._inference_mode = torch.inference_mode
         self._dtype = compute_dtype(precision)
         self._wanted = [(spec.name, getattr(torch, spec.dtype)) for spec in model.outputs]

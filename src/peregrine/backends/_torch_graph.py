@@ -8,42 +8,26 @@ and outputs are copied out before the next replay overwrites them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from peregrine.backends._torch import TorchSession, closed
 from peregrine.errors import Unsupported
-from peregrine.model.model import Model
-from peregrine.types import Feeds, Precision, Profile, Target
+from peregrine.types import Feeds
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
 
 # What PyTorch's notes run before a capture: libraries choose algorithms and allocate meanwhile.
 _WARM_UPS = 3
 
 
 class RecordedSession(TorchSession):
-    """Replays what it recorded for the sizes that are bound; other sizes are recorded anew."""
+    """Replays what it recorded for the sizes that are bound; other sizes are recorded anew.
 
-    def __init__(
-        self,
-        forward: Callable[..., Tensor | Sequence[Tensor]],
-        model: Model,
-        precision: Precision,
-        target: Target,
-        profile: Profile,
-        *,
-        mutates_inputs: bool | None = None,
-    ) -> None:
-        """As `TorchSession`'s; where `mutates_inputs` is not known, recording finds out."""
-        import torch
+    Where it is not said whether what it calls writes to its inputs, recording finds out.
+    """
 
-        super().__init__(forward, model, precision, target, profile, mutates_inputs=mutates_inputs)
-        self._name = model.name
-        self._device = torch.device(target.device)
-        self._graph: torch.cuda.CUDAGraph | None = None
+    _graph: torch.cuda.CUDAGraph | None = None
 
     def bind(self, feeds: Feeds) -> None:
         """Copy the inputs to the recorded addresses, or record for new sizes.
@@ -87,9 +71,10 @@ class RecordedSession(TorchSession):
     def _record(self) -> None:
         import torch
 
-        stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.device(self._device):
+        device = torch.device(self.target.device)
+        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.device(device):
             with torch.cuda.stream(stream):
                 for _ in range(_WARM_UPS):
                     copies = self._copies()
@@ -98,7 +83,7 @@ class RecordedSession(TorchSession):
             # What writes to its inputs would find other values there at the next replay: its
             # graph begins with copies of them.
             self._mutates = bool(self._mutates) or any(t._version != 0 for t in copies)
-            torch.cuda.synchronize(self._device)
+            torch.cuda.synchronize(device)
             graph = torch.cuda.CUDAGraph()
             try:
                 with (

@@ -8,13 +8,22 @@ import re
 from typing import Any
 
 from peregrine.backends.base import check_graph
-from peregrine.errors import BackendUnavailable, ModelCorrupt, Unsupported
+from peregrine.errors import BackendUnavailable, Unsupported, cannot_read
 from peregrine.model.graphs import Graph, base_graph
 from peregrine.model.model import Model
 from peregrine.types import Candidate, Precision, Target, TensorSpec
 
 # The same API twice: the full product, and the one for consumer GPUs that PyPI carries.
 MODULES = ("tensorrt", "tensorrt_rtx")
+DISTRIBUTIONS = (
+    "tensorrt",
+    "tensorrt-cu12",
+    "tensorrt-cu13",
+    "tensorrt-rtx",
+    "tensorrt-rtx-cu12",
+    "tensorrt-rtx-cu13",
+)
+"""Under which names TensorRT, full and RTX, is installed."""
 INSTALL = "pip install 'peregrine-inference[tensorrt]'"
 LADDER: tuple[tuple[Precision, str], ...] = (
     (Precision.FP32, ""),
@@ -132,11 +141,8 @@ def _parse(parser: Any, network: Any, model: Model) -> None:
     # Random bytes parse as a graph without anything in it.
     empty = parsed and network.num_outputs == 0
     if empty or any(not problem.node_operator() for problem in problems):
-        raise ModelCorrupt(
-            f"TensorRT cannot read {model.name}.",
-            why="; ".join(problem.desc() for problem in problems) or "The graph is empty.",
-            fix="Export it again, and run onnx.checker.check_model over the file.",
-        )
+        why = "; ".join(problem.desc() for problem in problems) or "The graph is empty."
+        raise cannot_read("TensorRT", model.name, why)
     if not parsed:
         operators = ", ".join(dict.fromkeys(p.node_operator() for p in problems))
         raise Unsupported(

@@ -20,7 +20,7 @@ from peregrine.backends.base import (
     options_of,
 )
 from peregrine.conversion.untracked import import_openvino
-from peregrine.errors import BackendError, ModelCorrupt, OptionError, Unsupported
+from peregrine.errors import BackendError, OptionError, Unsupported, cannot_read
 from peregrine.model.graphs import Graph
 from peregrine.model.inputs import random_array
 from peregrine.model.model import Model
@@ -370,11 +370,7 @@ def _open_error(error: RuntimeError, name: str) -> Exception:
             fix="Replace the operator in the model, or race another backend.",
         )
     if any(words in text for words in _UNREADABLE):
-        return ModelCorrupt(
-            f"OpenVINO cannot read {name}.",
-            why=text,
-            fix="Export it again, and run onnx.checker.check_model over the file.",
-        )
+        return cannot_read("OpenVINO", name, text)
     if "allocate" in text.lower():
         return MemoryError(text)
     return Unsupported(

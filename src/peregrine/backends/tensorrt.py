@@ -11,6 +11,7 @@ import numpy as np
 
 from peregrine.backends._nvidia import nvidia_driver as nvidia_driver
 from peregrine.backends._trt_engine import (
+    DISTRIBUTIONS,
     INSTALL,
     LADDER,
     build_engine,
@@ -291,15 +292,7 @@ class TensorRtBackend(Backend):
     """Without a GPU each row still builds its engine, and then says that nothing can run it."""
 
     name: ClassVar[str] = "tensorrt"
-    distributions: ClassVar[tuple[str, ...]] = (
-        "tensorrt",
-        "tensorrt-cu12",
-        "tensorrt-cu13",
-        "tensorrt-rtx",
-        "tensorrt-rtx-cu12",
-        "tensorrt-rtx-cu13",
-        "torch",
-    )
+    distributions: ClassVar[tuple[str, ...]] = (*DISTRIBUTIONS, "torch")
 
     def available(self) -> Support:
         if installed_module():

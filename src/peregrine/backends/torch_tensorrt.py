@@ -23,6 +23,7 @@ from peregrine.backends import _torch
 from peregrine.backends._nvidia import nvidia_driver
 from peregrine.backends._torch_export import check_profile, example, export, short
 from peregrine.backends._torch_graph import RecordedSession
+from peregrine.backends._trt_engine import DISTRIBUTIONS
 from peregrine.backends.base import Backend, Session
 from peregrine.errors import BackendUnavailable, OptionError, Unsupported
 from peregrine.model.model import Model
@@ -59,12 +60,7 @@ class TorchTensorRtBackend(Backend):
     distributions: ClassVar[tuple[str, ...]] = (
         "torch-tensorrt",
         "torch-tensorrt-rtx",
-        "tensorrt",
-        "tensorrt-cu12",
-        "tensorrt-cu13",
-        "tensorrt-rtx",
-        "tensorrt-rtx-cu12",
-        "tensorrt-rtx-cu13",
+        *DISTRIBUTIONS,
         "torch",
     )
 
