@@ -172,3 +172,12 @@ def test_a_very_noisy_row_is_drawn_too(report: Report) -> None:
     )
     rest = report.candidates[1:]
     assert first.id in page(dataclasses.replace(report, candidates=(noisy, *rest)))
+
+
+def test_a_missing_runtime_has_one_card_for_all_its_precisions(report: Report) -> None:
+    missing = next(c for c in report.candidates if c.backend == "tensorrt")
+    lower = dataclasses.replace(missing, id="tensorrt fp16")
+    whole = dataclasses.replace(report, candidates=(*report.candidates, lower))
+    cards, alone = ("".join(read(page(r)).text) for r in (whole, report))
+    assert lower.id in cards
+    assert cards.count(missing.reason) == alone.count(missing.reason) == 1

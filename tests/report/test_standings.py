@@ -11,6 +11,7 @@ from peregrine.report import figures
 from peregrine.report.standings import finals, standings
 from peregrine.report.verdict import usage, verdict
 from peregrine.results import Report, Status
+from peregrine.types import Precision
 
 
 def test_winner_then_ties_then_finalists_then_speed(report: Report) -> None:
@@ -42,6 +43,23 @@ def test_what_is_invalid_is_told_first_and_never_ranked(report: Report) -> None:
     assert placed.out[0].status is Status.INVALID
     assert placed.out[-1].status is Status.UNAVAILABLE
     assert len(placed.out) == sum(not c.can_win for c in report.candidates)
+
+
+def test_what_never_ran_for_one_reason_is_told_once(report: Report) -> None:
+    missing = next(c for c in report.candidates if c.backend == "tensorrt")
+    lower = dataclasses.replace(missing, id="tensorrt fp16", precision=Precision.FP16)
+    otherwise = dataclasses.replace(lower, id="tensorrt bf16", fix="Another fix.")
+    invalid = next(c for c in report.candidates if c.status is Status.INVALID)
+    wrong = [dataclasses.replace(invalid, id=f"wrong {n}") for n in range(2)]
+    measured = next(c for c in report.candidates if c.disqualified)
+    barred = [dataclasses.replace(measured, id=f"barred {n}") for n in range(2)]
+    rows = (*report.candidates, lower, otherwise, *wrong, *barred)
+    placed = standings(dataclasses.replace(report, candidates=rows))
+    groups = [tuple(c.id for c in alike) for alike in placed.out_alike]
+    assert (missing.id, lower.id) in groups
+    assert (otherwise.id,) in groups
+    assert all((c.id,) in groups for c in barred)
+    assert sorted(id for group in groups for id in group) == sorted(c.id for c in placed.out)
 
 
 def test_speed_is_against_eager_at_the_same_batch(report: Report) -> None:

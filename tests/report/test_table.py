@@ -119,3 +119,12 @@ def test_a_row_that_only_noise_ties_is_not_called_a_tie() -> None:
     far = Comparison("b", 7.0, (0.3, 142.0), True, 35.0)
     slower = Comparison("c", 1.5, (1.4, 1.6), False, 7.0)
     assert [words.level(c) for c in (near, far, slower)] == ["tie", "not told apart", ""]
+
+
+def test_a_missing_runtime_is_said_once_for_all_its_precisions(report: Report) -> None:
+    missing = next(c for c in report.candidates if c.backend == "tensorrt")
+    lower = dataclasses.replace(missing, id="tensorrt fp16")
+    whole = dataclasses.replace(report, candidates=(*report.candidates, lower))
+    text, alone = (squeezed(shown(r, 100)) for r in (whole, report))
+    assert squeezed(lower.id) in text
+    assert text.count(squeezed(missing.reason)) == alone.count(squeezed(missing.reason)) == 1

@@ -59,6 +59,16 @@ class Standings:
     """PyTorch eager fp32 where it ran, else the slowest row: what `speedup` is against."""
 
     @property
+    def out_alike(self) -> tuple[tuple[CandidateResult, ...], ...]:
+        """`out`, with those that never ran for one and the same reason taken together: a missing
+        runtime is said once, not once a precision."""
+        groups: dict[tuple[str, ...], list[CandidateResult]] = {}
+        for c in self.out:
+            ran = c.measurements or c.conversion or c.repair or not c.reason
+            groups.setdefault((c.id,) if ran else (c.status, c.reason, c.fix), []).append(c)
+        return tuple(tuple(group) for group in groups.values())
+
+    @property
     def baseline_name(self) -> str:
         if self.baseline is None:
             return ""

@@ -73,8 +73,8 @@ def render(report: Report, console: Console) -> None:
         _finals(report, console)
     if placed.out:
         _title("May not win", console)
-        for result in placed.out:
-            _explain(result, console)
+        for alike in placed.out_alike:
+            _explain(alike, console)
     if report.warnings:
         _title("To know about", console)
         for warning in report.warnings:
@@ -280,15 +280,18 @@ def _finals(report: Report, console: Console) -> None:
         _line(console, text, indent=_INDENT, label=shown)
 
 
-def _explain(result: CandidateResult, console: Console) -> None:
-    state = words.badge(result)
-    head = Text.assemble((plain(result.id), "bold"), (f"  {state}", BADGE_STYLES[state]))
-    _line(console, head)
-    _line(console, Text(plain(words.reason(result))), indent=_INDENT)
-    if not result.measurements:  # else they stand at its figures
-        _asides(result, console)
-    if result.fix:
-        _line(console, Text(plain(result.fix), "cyan"), indent=_INDENT, label="Fix: ")
+def _explain(alike: Sequence[CandidateResult], console: Console) -> None:
+    """Candidates that may not win for one reason, and the reason."""
+    for result in alike:
+        state = words.badge(result)
+        head = Text.assemble((plain(result.id), "bold"), (f"  {state}", BADGE_STYLES[state]))
+        _line(console, head)
+    first = alike[0]
+    _line(console, Text(plain(words.reason(first))), indent=_INDENT)
+    if not first.measurements:  # else they stand at its figures
+        _asides(first, console)
+    if first.fix:
+        _line(console, Text(plain(first.fix), "cyan"), indent=_INDENT, label="Fix: ")
 
 
 def _verdict(report: Report, console: Console) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from peregrine.report import figures, ladder, words
 from peregrine.report.html.key import Key, colour, name
@@ -173,19 +173,28 @@ def placement(rows: list[CandidateResult], keys: Mapping[str, Key]) -> Markup:
 
 
 def out_of_the_race(placed: Standings) -> Markup:
-    """A card for each row that may not win: why, and what would change it."""
-    cards = [
-        el("article",
-           el("header", el("span", breakable(c.id), class_="name"), badge(words.badge(c))),
-           el("p", words.reason(c)),
-           [el("p", text, class_="random" if text == words.RANDOM else None)
-            for text in words.asides(c)],
-           el("p", el("b", "Fix: "), c.fix) if c.fix else None,
-           el("p", "Log: ", el("code", c.log), class_="dim") if c.log else None,
-           class_="card")
-        for c in placed.out
-    ]  # fmt: skip
-    return el("div", cards, class_="cards")
+    """A card for each reason why rows may not win, and what would change it."""
+    return el("div", [_card(alike) for alike in placed.out_alike], class_="cards")
+
+
+def _card(alike: Sequence[CandidateResult]) -> Markup:
+    first = alike[0]
+    logs = [el("code", log) for log in dict.fromkeys(c.log for c in alike) if log]
+    return el(
+        "article",
+        [
+            el("header", el("span", breakable(c.id), class_="name"), badge(words.badge(c)))
+            for c in alike
+        ],
+        el("p", words.reason(first)),
+        [
+            el("p", text, class_="random" if text == words.RANDOM else None)
+            for text in words.asides(first)
+        ],
+        el("p", el("b", "Fix: "), first.fix) if first.fix else None,
+        el("p", "Log: ", [(log, " ") for log in logs], class_="dim") if logs else None,
+        class_="card",
+    )
 
 
 def reproduction(
