@@ -141,6 +141,27 @@ def test_inferences_in_flight_are_compared_by_what_comes_out() -> None:
     assert "2.00 times" in said(fp32, row("int8", measured(8, parallelism=4, per_s=50)))["int8"]
 
 
+def test_a_variant_for_throughput_is_not_held_against_one_for_latency() -> None:
+    """Nor the other way round: what differs is the variant, and the precision may have its use."""
+
+    def openvino(precision: str, variant: str, ms: float, flight: int, per_s: float):
+        return row(
+            precision, measured(ms, parallelism=flight, per_s=per_s), backend="openvino",
+            variant=variant,
+        )  # fmt: skip
+
+    hurried = openvino("fp32", "latency", 10, 1, 100), openvino("int8", "latency", 9, 1, 110)
+    many = openvino("fp32", "throughput", 30, 4, 120), openvino("int8", "throughput", 15, 4, 260)
+    rows = (*hurried, *many)
+    assert useless(rows) == {}
+    finals = tuple(Comparison(r.id, r.measurements[0].latency_ms.p50 / 9, (1, 1), False, 9.0)
+                   for r in rows if r is not hurried[1])  # fmt: skip
+    winner = Winner(hurried[1].id, "latency", 0.1, (), "", finals=finals)
+    assert useless(rows, winner=winner) == {}
+    slow = openvino("int8", "throughput", 40, 4, 100)
+    assert "openvino[throughput] fp32" in useless((*hurried, many[0], slow))[slow.id]
+
+
 def cause(slow: CandidateResult, cpu_flags: tuple[str, ...] = VNNI) -> str:
     (text,) = said(row("fp32", measured(10)), slow, cpu_flags=cpu_flags).values()
     return text.partition("at batch 1")[2].removeprefix("; ")

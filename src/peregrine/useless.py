@@ -62,10 +62,10 @@ def useless(
 
     A row is held against the fastest valid row of higher precision of its own backend and
     variant (of its backend, where the variant has none), where the cause is looked for; and then
-    against the fastest of all. By the final's ratios where it judged both rows, else by their own
-    trials: slower at every batch and boundary that both measured. A row whose layers all compute
-    in a higher precision is useless where it is level, too: there its name promises what it
-    does not do.
+    against the fastest of all that are tuned for the same, throughput or a single inference. By
+    the final's ratios where it judged both rows, else by their own trials: slower at every batch
+    and boundary that both measured. A row whose layers all compute in a higher precision is
+    useless where it is level, too: there its name promises what it does not do.
 
     Args:
         rows: of one race.
@@ -84,14 +84,30 @@ def useless(
     for row in rows:
         if row.status not in (Status.OK, Status.UNDECIDED) or not row.measurements:
             continue
-        higher = [r for r in rows if r.can_win and _RANK[r.precision] > _RANK[row.precision]]
-        own = [r for r in higher if (r.backend, r.variant) == (row.backend, row.variant)]
+        higher = [
+            r
+            for r in rows
+            if r.can_win and _RANK[r.precision] > _RANK[row.precision] and _same_purpose(r, row)
+        ]
+        own = [r for r in higher if _workflow(r) == _workflow(row)]
         own = own or [r for r in higher if r.backend == row.backend]
         if against := _slowest(row, own, finals, batch):
             found[row.id] = _sentence(row, against, _cause(row, cpu_flags, device))
         elif against := _slowest(row, higher, finals, batch):
             found[row.id] = _sentence(row, against, "")
     return found
+
+
+def _workflow(row: CandidateResult) -> tuple[str, str]:
+    return row.backend, row.variant
+
+
+def _same_purpose(one: CandidateResult, other: CandidateResult) -> bool:
+    """Whether two rows differ in more than what they are tuned for. Between a variant that keeps
+    several inferences in flight and one that hurries a single one, it is that choice, and not
+    the precision, that a comparison of times would judge."""
+    in_flight = (any(m.parallelism > 1 for m in row.measurements) for row in (one, other))
+    return _workflow(one) == _workflow(other) or len({*in_flight}) == 1
 
 
 def _slowest(
