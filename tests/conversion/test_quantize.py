@@ -21,9 +21,9 @@ from peregrine.conversion.quantize import (
 )
 from peregrine.errors import OptionError, Unsupported
 from peregrine.model.graphs import Graph
-from peregrine.model.images import read_images
 from peregrine.model.load import load
 from peregrine.results import CalibratorTrial
+from photo_arrays import read_images
 from real_networks import shared_data
 from small_models import SMALL
 

@@ -12,13 +12,13 @@ from peregrine.model.images import (
     default_photos,
     list_photos,
     load_preprocessing,
-    read_images,
 )
 from peregrine.model.load import load
 from peregrine.model.model import Model
 from peregrine.model.probe import OnnxRunner
 from peregrine.model.zoo import entry, names
 from peregrine.types import TensorSpec
+from photo_arrays import read_images
 
 PLAIN = {"size": 8, "resize": "short side 8, nearest", "scale": "0..255"}
 

@@ -145,19 +145,6 @@ def _parse_resize(text: str) -> tuple[int, bool, str]:
     return int(found[1]), bool(found[2] or found[3]), found[4] or "bilinear"
 
 
-@dataclass(frozen=True, slots=True)
-class ImageSet:
-    """Photos ready to be fed.
-
-    `pixels` is float32 [images, 3, size, size] ([images, size, size, 3] for NHWC); `labels` are
-    class indices [images], or None when the directory has no `labels.txt`.
-    """
-
-    names: tuple[str, ...]
-    pixels: Array
-    labels: Array | None
-
-
 def load_preprocessing(path: Path) -> dict[str, Any]:
     """Read a user's preprocessing from a JSON file: its `preprocessing` object, or all of it.
 
@@ -223,26 +210,6 @@ def list_photos(
     steps = Preprocessing.parse(said)
     _check_fit(steps, model)
     return Photos(directory, steps, tuple(_listed(directory, labels)))
-
-
-def read_images(
-    directory: Path,
-    model: Model,
-    limit: int | None = None,
-    preprocessing: Mapping[str, Any] | None = None,
-) -> ImageSet:
-    """Read the photos that `list_photos` finds, at most `limit` of them.
-
-    Raises:
-        OptionError, FeedError: as of `list_photos`, and for a photo that cannot be decoded.
-    """
-    photos = list_photos(directory, model, preprocessing)
-    chosen = photos.listed[:limit]
-    pixels = np.stack([photos.read(name) for name, _ in chosen])
-    labels = [label for _, label in chosen if label is not None]
-    return ImageSet(
-        tuple(name for name, _ in chosen), pixels, np.array(labels, np.int64) if labels else None
-    )
 
 
 def _check_fit(steps: Preprocessing, model: Model) -> None:
