@@ -49,6 +49,20 @@ def assert_close(
         assert error <= tolerance, f"{what}: {name} is off by {error:.2e} (seed {SEED})"
 
 
+def assert_repeatable(session: Session, reference: Session, model: Model, tolerance: float) -> None:
+    """`session` computes what `reference` does over new values, sizes that come and go, and both
+    boundaries: what a recorded graph gets wrong first."""
+    for salt, batch in enumerate((3, 3, 5, 1, 1, 3)):
+        feeds = random_feeds(model, batch, salt)
+        expected = reference.run(feeds)
+        session.bind(feeds)
+        for _ in range(4):
+            session.enqueue()
+            session.synchronize()
+            assert_close(session.fetch(), expected, tolerance, f"batch {batch}")
+        assert_close(session.run(feeds), expected, tolerance, f"batch {batch}, host")
+
+
 def target(model: Model, fixed: bool = True) -> Target:
     """This machine's CPU, at one batch or at all up to the largest."""
     sizes = model.sizes(BATCH)

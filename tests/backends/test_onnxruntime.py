@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from conformance import assert_close, converted, target
+from conformance import assert_close, assert_repeatable, converted, target
 from one_node import SHAPE, of_bytes, one_node
 from peregrine.backends._ort_placement import Kernel, place, read_profile
 from peregrine.backends._ort_providers import CPU, installed, ladder, plugin_distributions
@@ -189,7 +189,6 @@ def test_asking_twice_finds_the_plugin_twice(residual: Model) -> None:
 def test_a_cuda_graph_computes_what_the_cpu_does(
     residual: Model, precision: Precision, tmp_path: Path
 ) -> None:
-    """Over new values, sizes that come and go, and both boundaries."""
     if GPU not in {provider.name for provider in installed()}:
         pytest.skip("this build has no CUDA")
     graph = Graph.FP16 if precision is Precision.FP16 else ""
@@ -201,16 +200,8 @@ def test_a_cuda_graph_computes_what_the_cpu_does(
         compiled(residual) as cpu,
         BACKEND.compile(model, candidate, Target("cuda:0", target(model).profile)) as session,
     ):
-        for salt, batch in enumerate((3, 3, 5, 1, 1, 3)):
-            feeds = random_feeds(residual, batch, salt)
-            expected = cpu.run(feeds)
-            session.bind(feeds)
-            for _ in range(4):
-                session.enqueue()
-                session.synchronize()
-                assert_close(session.fetch(), expected, limit, f"batch {batch}")
-            assert_close(session.run(feeds), expected, limit, f"batch {batch}, host")
-        assert not session.placement(feeds).fell_back
+        assert_repeatable(session, cpu, residual, limit)
+        assert not session.placement(random_feeds(residual, 3, 5)).fell_back
 
 
 # Errors

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from conformance import BATCH, assert_close, converted, target
+from conformance import BATCH, assert_close, assert_repeatable, converted, target
 from one_node import one_node
 from peregrine.backends import registry
 from peregrine.backends._trt_engine import build_engine, installed_module
@@ -136,23 +136,14 @@ def test_an_engine_in_lower_precision_is_near(
 @pytest.mark.gpu
 @pytest.mark.parametrize("cuda_graph", [True, False])
 def test_a_cuda_graph_computes_what_single_launches_do(residual: Model, cuda_graph: bool) -> None:
-    """Over new values, sizes that come and go, and both boundaries."""
     cpu = registry.get("onnxruntime")
     candidate = Candidate("tensorrt", options={"cuda_graph": cuda_graph})
     with (
         cpu.compile(residual, AS_WRITTEN, target(residual)) as reference,
         BACKEND.compile(residual, candidate, Target("cuda:0", FIVE.profile)) as session,
     ):
-        for salt, batch in enumerate((3, 3, 5, 1, 1, 3)):
-            feeds = random_feeds(residual, batch, salt)
-            expected = reference.run(feeds)
-            session.bind(feeds)
-            for _ in range(4):
-                session.enqueue()
-                session.synchronize()
-                assert_close(session.fetch(), expected, _TOLERANCE, f"batch {batch}")
-            assert_close(session.run(feeds), expected, _TOLERANCE, f"batch {batch}, host")
-        detail = session.placement(feeds).detail
+        assert_repeatable(session, reference, residual, _TOLERANCE)
+        detail = session.placement(random_feeds(residual, 3, 5)).detail
     assert detail == ("Replayed as one CUDA graph." if cuda_graph else "")
 
 
