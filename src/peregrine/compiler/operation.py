@@ -57,6 +57,16 @@ class TensorType:
         return self.elements * self.itemsize
 
     @property
+    def extent(self) -> int:
+        """Bytes from the first element to behind the last, gaps counted; 0 where there are none."""
+        assert self.shape is not None
+        assert self.strides is not None
+        if 0 in self.shape:
+            return 0
+        last = sum((size - 1) * step for size, step in zip(self.shape, self.strides, strict=True))
+        return (last + 1) * self.itemsize
+
+    @property
     def is_contiguous(self) -> bool:
         """Dimensions of one element may have any stride."""
         return self.shape is not None and self._has(contiguous_strides(self.shape))
