@@ -233,7 +233,7 @@ def doctor() -> Checkup:
 
 
 def kept() -> list[Listed]:
-    """The engines and converted graphs that are kept between runs, last used first."""
+    """The engines, converted graphs and timings that are kept between runs, last used first."""
     return engines.kept()
 
 

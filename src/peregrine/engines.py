@@ -20,6 +20,7 @@ from peregrine.types import Candidate, Precision, Target
 
 # What reading an entry that another version of Peregrine wrote may raise.
 _ANOTHER_FORMAT = (KeyError, TypeError, ValueError)
+_TIMINGS = "timings"
 _WORTH_BYTES_PER_S = 100 << 20
 """An engine is kept where it took a second for each of these bytes to build: about 300 MiB are
 copied and hashed in a second, and a runtime takes its time to load them."""
@@ -101,10 +102,10 @@ class Missed:
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """One kept engine or graph, for people."""
+    """One kept engine or graph, or the timings of one kind of device, for people."""
 
     kind: str
-    """"engines" or "graphs"."""
+    """"engines", "graphs" or "timings"."""
     key: str
     size: int
     """Bytes on disk."""
@@ -176,13 +177,13 @@ def _differences(there: Any, here: Any) -> list[str]:
 
 
 def kept() -> list[Listed]:
-    """All engines and converted graphs that are kept here, last used first."""
+    """All engines, converted graphs and timings that are kept here, last used first."""
     return _listed(prune_to=None)
 
 
 def prune(max_bytes: int) -> list[Listed]:
-    """Drop what was used longest ago until engines and graphs together fit in `max_bytes`; 0
-    drops all. Returns what went."""
+    """Drop what was used longest ago until all together fits in `max_bytes`; 0 drops all. Returns
+    what went."""
     return _listed(prune_to=max_bytes)
 
 
@@ -193,6 +194,7 @@ def _listed(prune_to: int | None) -> list[Listed]:
         for kind, store in stores.items()
         for e in store.entries()
     ]
+    found += _timings()
     found.sort(key=lambda entry: entry.used, reverse=True)
     if prune_to is None:
         return found
@@ -200,9 +202,32 @@ def _listed(prune_to: int | None) -> list[Listed]:
     for entry in found:
         total += entry.size
         if total > prune_to:
-            stores[entry.kind].drop(entry.key)
+            if entry.kind == _TIMINGS:
+                _drop_timings(entry.key)
+            else:
+                stores[entry.kind].drop(entry.key)
             gone.append(entry)
     return gone
+
+
+def _timings() -> list[Listed]:
+    """What the native engine's tuning measured, a row a kind of device."""
+    # A user's environment needs no more than a worker does.
+    from peregrine.compiler.timings import timing_files
+
+    found = []
+    for file in timing_files(cache_directory(_TIMINGS)):
+        device = file.fingerprint.get("gpu") or file.fingerprint.get("cpu") or "unknown"
+        words = f"{device}: {file.entries:,} tactics timed"
+        found.append(Listed(_TIMINGS, file.path.stem, file.size, file.used, candidate=words))
+    return found
+
+
+def _drop_timings(key: str) -> None:
+    directory = cache_directory(_TIMINGS)
+    if directory is not None:
+        with contextlib.suppress(OSError):
+            (directory / f"{key}.jsonl").unlink()
 
 
 def _model_of(record: Any) -> str:

@@ -9,12 +9,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from peregrine import api
+from peregrine.cli.app import app
 from peregrine.compiler import timings
 from peregrine.compiler.operation import Operation, TensorType
 from peregrine.compiler.plan import Timed
 from peregrine.compiler.tactics.base import Tactic
 from peregrine.compiler.timings import TimingCache, tactic_version, timing_files, timing_key
+from peregrine.store import cache_directory
 
 HERE = {"gpu": "A", "capability": "9.0", "driver": "580.1", "triton": "3.6.0"}
 FAST = Timed(tactic="t", config={"block": 64, "wide": True}, ms=0.5, predicted_ms=0.4, error=1e-4)
@@ -245,3 +249,24 @@ def test_a_version_is_the_same_in_every_process():
     }  # fmt: skip
     assert found == {timings._version("peregrine.compiler.tactics.base")}
     assert len(tactic_version(_Mine())) == 16
+
+
+def test_the_command_line_counts_and_drops_timings(tmp_path, monkeypatch):
+    monkeypatch.setenv("PEREGRINE_CACHE", str(tmp_path))
+    directory = cache_directory("timings")
+    for gpu, count in (("NVIDIA H200", 3), ("NVIDIA L4", 1)):
+        cache = TimingCache.open(directory, {**HERE, "gpu": gpu})
+        for n in range(count):
+            cache.put(f"k{n}", [FAST])
+        cache.flush()
+        os.utime(cache._path, (count, count))
+    say = CliRunner(env={"COLUMNS": "200"}).invoke
+    listed = say(app, ["cache", "list"]).output
+    assert "NVIDIA H200: 3 tactics timed" in listed
+    assert "NVIDIA L4: 1 tactics timed" in listed
+    newest = api.kept()[0]
+    assert newest.kind == "timings"
+    assert [gone.candidate for gone in api.prune(newest.size)] == ["NVIDIA L4: 1 tactics timed"]
+    assert len(TimingCache.open(directory, {**HERE, "gpu": "NVIDIA H200"})) == 3
+    assert "Dropped 1" in say(app, ["cache", "prune", "--all"]).output
+    assert list(directory.iterdir()) == []

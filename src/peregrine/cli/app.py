@@ -100,7 +100,7 @@ app.add_typer(
 app.add_typer(
     cache,
     name="cache",
-    help="Engines and converted graphs kept between runs.",
+    help="Engines, converted graphs and timings kept between runs.",
     rich_help_panel=_MACHINE,
 )
 

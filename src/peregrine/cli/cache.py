@@ -17,7 +17,7 @@ cache = typer.Typer(no_args_is_help=True)
 
 @cache.command("list")
 def cache_list() -> None:
-    """Engines and converted graphs that are kept here, last used first."""
+    """Engines, converted graphs and timings that are kept here, last used first."""
     import time
 
     from rich.table import Table
@@ -28,7 +28,7 @@ def cache_list() -> None:
     if not found:
         say("Nothing is kept.")
         return
-    table = Table("Kind", "Model", "Candidate", "MiB", "Hours unused", "Key", box=None)
+    table = Table("Kind", "Model", "What", "MiB", "Hours unused", "Key", box=None)
     now = time.time()
     for entry in found:
         hours = max(0.0, now - entry.used) / 3600
