@@ -1,3 +1,5 @@
+"""Outputs against the reference's: figures, what is not finite, top-1, labels."""
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -5,15 +7,14 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from judging import disturbed, judge, logits, spec
 from peregrine.discrepancy import measure
-from peregrine.errors import OptionError, ReferenceFailed
-from peregrine.guard import guard_scores, guard_top1
+from peregrine.errors import ReferenceFailed
+from peregrine.guard import guard_top1
 from peregrine.results import Verdict
-from peregrine.thresholds import GUARDED
-from peregrine.types import Precision, TensorSpec
+from peregrine.types import Precision
 from peregrine.validate import (
     DEFAULTS,
-    Thresholds,
     check_reference,
     compare,
     guard_labels,
@@ -28,35 +29,6 @@ float_arrays = hnp.arrays(
 pairs = hnp.array_shapes(max_dims=3, max_side=3).flatmap(
     lambda shape: st.tuples(*[hnp.arrays(np.float32, shape, elements=finite)] * 2)
 )
-
-
-def spec(array, name="y"):
-    return TensorSpec(name, array.dtype.name, array.shape)
-
-
-def judge(reference, candidate, precision=Precision.FP32, *, classifier=False, **more):
-    """One output named y; lists are several inputs."""
-    references = reference if isinstance(reference, list) else [reference]
-    candidates = candidate if isinstance(candidate, list) else [candidate]
-    return compare(
-        [{"y": r} for r in references],
-        [{"y": c} for c in candidates],
-        outputs=[spec(references[0])],
-        precision=precision,
-        classifier=classifier,
-        **more,
-    )
-
-
-def logits(rows=8, classes=10, seed=0):
-    return np.random.default_rng(seed).normal(0, 2, (rows, classes)).astype(np.float32)
-
-
-def disturbed(values, scale, seed=1):
-    """Values with independent noise of `scale` times their norm."""
-    noise = np.random.default_rng(seed).normal(0, 1, values.shape)
-    noise *= scale * np.linalg.norm(values) / np.linalg.norm(noise)
-    return (values + noise).astype(values.dtype)
 
 
 class TestFigures:
@@ -253,129 +225,6 @@ class TestForm:
                 )
 
 
-class TestThresholds:
-    @pytest.mark.parametrize(
-        ("precision", "passes", "fails"),
-        [
-            (Precision.FP32, 2e-5, 3e-4),
-            (Precision.TF32, 3e-3, 5e-2),
-            (Precision.FP16, 3e-3, 5e-2),
-            (Precision.BF16, 3e-2, 2e-1),
-            (Precision.INT8, 2e-1, 5e-1),
-            (Precision.FP8, 2e-1, 5e-1),
-        ],
-    )
-    def test_each_precision_may_lose_what_it_must(self, precision, passes, fails):
-        reference = logits(64, 100)
-        assert judge(reference, disturbed(reference, passes), precision).passed
-        assert not judge(reference, disturbed(reference, fails), precision).passed
-
-    @pytest.mark.parametrize(
-        ("precision", "dtype"),
-        [(Precision.FP16, np.float16), (Precision.BF16, ml_dtypes.bfloat16)],
-    )
-    def test_a_network_that_really_computes_in_short_floats_passes_there_only(
-        self, precision, dtype
-    ):
-        rng = np.random.default_rng(0)
-        exact = coarse = rng.normal(size=(16, 256)).astype(np.float32)
-        for _ in range(12):  # layers of He-initialised weights with ReLU
-            weights = (rng.normal(size=(256, 256)) * np.sqrt(2 / 256)).astype(np.float32)
-            exact = np.maximum(exact @ weights, 0)
-            rounded = weights.astype(dtype).astype(np.float32)
-            coarse = np.maximum(coarse.astype(dtype).astype(np.float32) @ rounded, 0)
-        assert judge(exact, coarse, precision).passed
-        assert not judge(exact, coarse, Precision.FP32).passed
-
-    def test_the_defaults_do_not_contradict_themselves(self):
-        for limits in (*DEFAULTS.values(), *GUARDED.values()):
-            assert limits.cosine <= np.sqrt(1 - limits.scaled_error**2)
-
-    def test_fields_can_be_set_one_by_one(self):
-        reference = logits()
-        candidate = disturbed(reference, 1e-3)
-        assert not judge(reference, candidate).passed
-        found = judge(reference, candidate, thresholds={"scaled_error": 1e-2, "cosine": 0.99})
-        assert found.passed
-        assert found.thresholds["scaled_error"] == 1e-2
-        assert found.thresholds["top1_agreement"] == 1.0
-
-    @pytest.mark.parametrize(
-        ("overrides", "words"),
-        [
-            ({"scaled_eror": 1.0}, "Did you mean 'scaled_error'"),
-            ({"cosine": 2.0}, "no sense"),
-            ({"scaled_error": -1.0}, "no sense"),
-            ({"top1_loss": float("nan")}, "no sense"),
-        ],
-    )
-    def test_nonsense_is_refused(self, overrides, words):
-        with pytest.raises(OptionError, match=words):
-            Thresholds.of(Precision.FP16, overrides)
-
-
-class TestWhatDecides:
-    """Quantised arithmetic that keeps its top-1 may be far off; without labels it may not."""
-
-    reference = logits(64, 100)
-    off = disturbed(reference, 0.45)
-    labels = reference.argmax(1)
-
-    def test_labels_are_the_sharper_test_of_int8(self):
-        right = guard_top1(self.labels, self.labels, self.labels, max_drop=10, top1_loss=0)
-        for precision in (Precision.INT8, Precision.FP8):
-            assert not judge(self.reference, self.off, precision).passed
-            assert judge(self.reference, self.off, precision, guard=right).passed
-            wild = disturbed(self.reference, 0.8)
-            assert not judge(self.reference, wild, precision, guard=right).passed
-        for precision in (Precision.FP16, Precision.BF16):
-            assert not judge(self.reference, self.off, precision, guard=right).passed
-
-    def test_a_metric_is_only_where_a_limit_makes_it_decide(self):
-        scores = np.linspace(0.5, 0.9, 200)
-        for max_drop, passes in ((None, False), (0.1, True)):
-            guard = guard_scores("m:f", scores, scores, max_drop=max_drop, seed=0)
-            assert guard.verdict is Verdict.OK
-            assert judge(self.reference, self.off, Precision.INT8, guard=guard).passed is passes
-
-    def test_a_threshold_of_the_users_own_is_kept(self):
-        right = guard_top1(self.labels, self.labels, self.labels, max_drop=10, top1_loss=0)
-        own = {"scaled_error": 0.4}
-        assert not judge(
-            self.reference, self.off, Precision.INT8, guard=right, thresholds=own
-        ).passed
-
-    def test_classes_must_agree_though_labels_are_right(self):
-        right = guard_top1(self.labels, self.labels, self.labels, max_drop=10, top1_loss=0)
-        other = self.reference.copy()
-        rows = np.arange(20)
-        second = np.argsort(other, axis=1)[:20, -2]
-        best = self.labels[:20]
-        other[rows, best], other[rows, second] = other[rows, second], other[rows, best]
-        found = judge(self.reference, other, Precision.INT8, guard=right, classifier=True)
-        assert not found.passed
-        assert "another class" in found.reason
-
-    def test_every_output_counts_without_labels(self):
-        boxes, scores = logits(seed=1), logits(seed=2)
-        found = compare(
-            [{"boxes": boxes, "scores": scores}],
-            [{"boxes": boxes, "scores": disturbed(scores, 0.5)}],
-            outputs=[spec(boxes, "boxes"), spec(scores, "scores")],
-            precision=Precision.INT8,
-            classifier=False,
-        )
-        assert [o.passed for o in found.outputs] == [True, False]
-        assert found.outputs[1].scaled_error == pytest.approx(0.5, rel=1e-3)
-
-    def test_a_stack_of_photos_is_one_input(self):
-        worst = self.reference.copy()
-        worst[0] = disturbed(worst[0], 0.9)
-        assert judge(self.reference, worst, Precision.INT8).passed
-        one_by_one = judge(list(self.reference), list(worst), Precision.INT8)
-        assert not one_by_one.passed
-
-
 class TestNothing:
     """An output that carries nothing never passes, even where the thresholds forbid nothing."""
 
@@ -480,121 +329,6 @@ class TestTop1:
             classifier=True,
         )
         assert [o.top1_agreement for o in found.outputs] == [1.0, None]
-
-
-class TestCauses:
-    @given(st.permutations(range(6)), st.sampled_from(list(Precision)))
-    def test_rows_in_another_order_are_found(self, order, precision):
-        assume(list(order) != list(range(6)))
-        reference = logits(6, 40)
-        found = judge(reference, reference[list(order)], precision)
-        assert not found.passed
-        assert "the rows of the batch are in another order" in found.reason
-
-    @pytest.mark.parametrize(
-        ("change", "precision", "words"),
-        [
-            (lambda y: y * 0, Precision.FP16, "underflow"),
-            (lambda y: y * 0, Precision.FP32, "never been written"),
-            (lambda y: np.where(y > 3, np.inf, y), Precision.FP16, "overflow: fp16 ends at 65504"),
-            (lambda y: y * np.nan, Precision.FP32, "invalid operation"),
-            (lambda y: y * 0 + 7, Precision.FP32, "every element is 7"),
-            (lambda y: y * 2, Precision.INT8, "constant factor of 2"),
-            (lambda y: disturbed(y, 0.01) / 255, Precision.INT8, "constant factor of 0.0039"),
-            (lambda y: -y, Precision.FP32, "sign is flipped"),
-            (lambda y: y + 3, Precision.FP32, "constant offset of 3"),
-            (lambda y: y[[0] * len(y)], Precision.FP32, "every row repeats row 1"),
-            (lambda y: y[[0, 0, 1, 1, 2, 2, 3, 3]], Precision.FP32, "answers to other rows"),
-            (lambda y: y * (np.arange(8) < 5)[:, None], Precision.FP32, "3 of 8 rows are zeros"),
-            (lambda y: y[:, ::-1], Precision.FP32, "values in another order"),
-            (lambda y: disturbed(y, 2e-3), Precision.FP32, "what tf32 or fp16 arithmetic loses"),
-            (lambda y: disturbed(y, 5e-2), Precision.FP32, "what bf16 arithmetic loses"),
-            (lambda y: disturbed(y, 0.5), Precision.INT8, "too sensitive"),
-            (lambda y: logits(8, 40, seed=9), Precision.FP32, "unrelated values"),
-        ],
-    )
-    def test_the_usual_mistakes_are_named(self, change, precision, words):
-        reference = logits(8, 40)
-        found = judge(reference, change(reference).astype(np.float32), precision)
-        assert not found.passed
-        assert words in found.reason, found.reason
-        assert found.reason.startswith("Output 'y'")
-        assert found.reason.endswith(".")
-
-    @pytest.mark.parametrize(
-        ("factor", "change", "precision", "words"),
-        [
-            (
-                4e-10,
-                lambda y: y * 0,
-                Precision.FP16,
-                "all zeros, likely underflow: fp16 has nothing smaller than 6e-8, the reference's "
-                "largest value is 3e-9.",
-            ),
-            (
-                1,
-                lambda y: y * 0,
-                Precision.FP16,
-                "underflow: fp16 has nothing smaller than 6e-8, so it happened inside: the "
-                "reference's largest value is 7.5.",
-            ),
-            (1, lambda y: y * 0, Precision.INT8, "ranges that are far too wide"),
-            (1, lambda y: y * 1e-3, Precision.FP32, "constant factor of 0.001"),
-            (
-                2e4,
-                lambda y: np.where(np.abs(y) > 65504, np.inf, y),
-                Precision.FP16,
-                "overflow: fp16 ends at 65504, the reference's largest value is 1.5e+05",
-            ),
-            (
-                1,
-                lambda y: y * np.inf,
-                Precision.FP8,
-                "overflow: fp8 (E4M3) ends at 448, so it happened inside",
-            ),
-            (
-                2e4,
-                lambda y: np.clip(y, -65504, 65504),
-                Precision.FP16,
-                "saturated: fp16 ends at 65504, the reference's largest value is 1.5e+05",
-            ),
-            (
-                2e-8,
-                lambda y: y.astype(np.float16) * (np.abs(y) > 6e-8),
-                Precision.FP16,
-                "values became zero, likely underflow",
-            ),
-            (
-                1,
-                lambda y: y * 0 + 448,
-                Precision.FP8,
-                "every element is 448, where fp8 (E4M3) ends: saturated",
-            ),
-        ],
-    )
-    def test_underflow_and_overflow_are_named_with_numbers(self, factor, change, precision, words):
-        reference = (logits(8, 40) * factor).astype(np.float32)
-        with np.errstate(invalid="ignore"):
-            candidate = change(reference).astype(np.float32)
-        found = judge(reference, candidate, precision)
-        assert not found.passed
-        assert words in found.reason, found.reason
-
-    def test_swapped_outputs_and_stale_results_are_named(self):
-        a, b = logits(seed=1), logits(seed=2)
-        both = [spec(a, "a"), spec(b, "b")]
-        how = {"precision": Precision.FP32, "classifier": False}
-        swapped = compare([{"a": a, "b": b}], [{"a": b, "b": a}], outputs=both, **how)
-        assert "it is the reference's output 'b': outputs are swapped" in swapped.reason
-        assert "'a': outputs are swapped" in swapped.reason
-        stale = judge([a, b], [a, a])
-        assert "it is the answer to input 1" in stale.reason
-
-    @given(st.integers(0, 99), st.sampled_from([3e-4, 3e-3, 3e-2]))
-    def test_mere_noise_is_not_called_a_mix_up(self, seed, scale):
-        reference = logits(8, 1000, seed)
-        found = judge(reference, disturbed(reference, scale, seed + 1000))
-        assert "arithmetic loses" in found.reason
 
 
 class TestLabels:
