@@ -1,34 +1,20 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
-import sys
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 
+import example_report
 from peregrine.results import CandidateResult, Report, Status
 from peregrine.types import Placement
 
-# Tests import by file (no packages), so a helper beside them is loaded by its path.
-_HELPER = Path(__file__).with_name("example_report.py")
 HOSTILE = "evil[CPUExecutionProvider] <script>alert(1)</script> [red]x[/red] & \"q\" 'q' $(id)`id`"
-
-
-def _load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("example_report", _HELPER)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["example_report"] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="session")
 def examples() -> ModuleType:
-    return _load()
+    return example_report
 
 
 @pytest.fixture(scope="session")
