@@ -5,7 +5,8 @@ import pytest
 
 import peregrine
 from fragile_networks import as_model, convolutional
-from peregrine.results import Precision, Status, Verdict
+from peregrine.results import Status, Verdict
+from peregrine.types import Precision
 
 QUICK = {
     "batches": (1,),
