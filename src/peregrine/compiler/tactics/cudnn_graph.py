@@ -107,7 +107,7 @@ class CudnnGraph(Tactic):
         scratch = 0 if workspace is None else workspace.data_ptr()
         if plan.workspace > (0 if workspace is None else workspace.numel()):
             raise ValueError(f"The plan needs {plan.workspace} bytes of workspace.")
-        handle, lock = _handle(str(device))
+        handle, lock = _handle(_index(str(device)))
 
         def launch() -> None:
             with lock:
@@ -189,15 +189,16 @@ class _Graph:
         return self.built[name]
 
 
-_GRAPHS: dict[tuple[str, str, str, str], _Graph] = {}
+_GRAPHS: dict[tuple[str, str, str, int], _Graph] = {}
 _MODES = ("A", "FALLBACK")
 """Mode B proposes the plans of A at a higher price."""
 
 
 def _graph(operation: Operation, first: str, mode: str, device: str) -> _Graph:
-    key = (operation.key(), first, mode, device)
+    index = _index(device)
+    key = (operation.key(), first, mode, index)
     if key not in _GRAPHS:
-        handle, _ = _handle(device)
+        handle, _ = _handle(index)
         _GRAPHS[key] = _Graph.ranked(operation, first, mode, handle=handle)
     return _GRAPHS[key]
 
@@ -219,13 +220,21 @@ def _place(config: Config) -> int:
     return int(config["rank"]) + (100 if config["mode"] == "FALLBACK" else 0)
 
 
+def _index(device: str) -> int:
+    """`cuda` is the current device."""
+    import torch
+
+    index = torch.device(device).index
+    return torch.cuda.current_device() if index is None else index
+
+
 @cache
-def _handle(device: str) -> tuple[Any, threading.Lock]:
-    """cuDNN's handle for a device, and the lock of whoever sets its stream."""
+def _handle(index: int) -> tuple[Any, threading.Lock]:
+    """cuDNN's handle for a CUDA device, and the lock of whoever sets its stream."""
     import cudnn
     import torch
 
-    with torch.cuda.device(torch.device(device)):
+    with torch.cuda.device(index):
         return cudnn.create_handle(), threading.Lock()
 
 
