@@ -16,13 +16,11 @@ import random
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from peregrine.errors import PeregrineError
 from peregrine.harness import wire
 from peregrine.harness.nvml import Nvml
 from peregrine.harness.process import Worker
-from peregrine.harness.reference import FeedSet
 from peregrine.harness.rundir import slug
 from peregrine.harness.trial import Setting
 from peregrine.harness.watch import available_mb
@@ -107,10 +105,9 @@ def _bring_back(setting: Setting, row: CandidateResult, batch: int, worker: Work
     artifact = setting.artifact(candidate, batch)
     try:
         opened = setting.open(worker, candidate, batch, artifact if artifact.is_dir() else None)
-        call = _caller(setting, worker)
-        ran = call("first_run", lead, batch)
+        ran = setting.call(worker, "first_run", lead, batch)
         out = setting.run.file("outputs", f"{slug(row.id)}.final")
-        call("outputs", lead, batch, out=str(out))
+        setting.call(worker, "outputs", lead, batch, out=str(out))
         own = setting.own_outputs(candidate, batch)
         if own.is_dir():
             expected, precision = wire.load_arrays(own), Precision.FP16  # the same but for rounding
@@ -133,19 +130,6 @@ def _bring_back(setting: Setting, row: CandidateResult, batch: int, worker: Work
     return Reload(
         row.id, opened["seconds"], ran["ms"], "", batch, peak["host_peak_mb"], **peak["device"]
     )
-
-
-def _caller(setting: Setting, worker: Worker) -> Callable[..., dict[str, Any]]:
-    def call(command: str, feeds: FeedSet, batch: int, **arguments: Any) -> dict[str, Any]:
-        return worker.call(
-            command,
-            timeout_s=setting.request.timeout_s,
-            feeds=str(feeds.feeds(setting.run)),
-            batch=batch,
-            **arguments,
-        )
-
-    return call
 
 
 class _Final:
@@ -226,7 +210,8 @@ class _Final:
 
     def turn(self, contestant: _Contestant, number: int, process: int) -> None:
         boundary = self.setting.request.objective.boundary
-        answer = _caller(self.setting, contestant.worker)(
+        answer = self.setting.call(
+            contestant.worker,
             "turn",
             self.setting.judging.lead(contestant.batch),
             contestant.batch,

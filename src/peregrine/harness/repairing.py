@@ -155,11 +155,11 @@ def _cost(setting: Setting, failed: Candidate, repaired: Candidate) -> float | N
     times: dict[str, list[float]] = {failed.id: [], repaired.id: []}
 
     def turn(candidate: Candidate, worker: Worker) -> None:
-        answer = worker.call(
+        answer = setting.call(
+            worker,
             "turn",
-            timeout_s=setting.request.timeout_s,
-            feeds=str(lead.feeds(setting.run)),
-            batch=batch,
+            lead,
+            batch,
             boundary=str(setting.request.objective.boundary),
             runs=_COST_RUNS,
             seconds=_COST_S,

@@ -103,6 +103,18 @@ class Setting:
             artifact=str(artifact) if artifact else None,
         )
 
+    def call(
+        self, worker: Worker, command: str, feeds: FeedSet, batch: int, **arguments: Any
+    ) -> dict[str, Any]:
+        """A command on one feed set."""
+        return worker.call(
+            command,
+            timeout_s=self.request.timeout_s,
+            feeds=str(feeds.feeds(self.run)),
+            batch=batch,
+            **arguments,
+        )
+
     def artifact(self, candidate: Candidate, batch: int) -> Path:
         """Where a candidate's session for one batch is saved."""
         return artifact_of(self.run, candidate, batch)
@@ -247,7 +259,7 @@ class _Trial:
             self.build_peak_mb = opened["host_build_peak_mb"]
         if self.kept is not None:
             self.update(engine=self.kept.origin(opened["seconds"]))
-        answer = self.call(worker, "first_run", lead, first)
+        answer = self.setting.call(worker, "first_run", lead, first)
         self.update(first_run_ms=answer["ms"])
         return self.judge(worker)
 
@@ -265,18 +277,6 @@ class _Trial:
                 "--allow-undecided.",
             )
 
-    def call(
-        self, worker: Worker, command: str, feeds: FeedSet, batch: int, **arguments: Any
-    ) -> dict[str, Any]:
-        """A command on one feed set."""
-        return worker.call(
-            command,
-            timeout_s=self.request.timeout_s,
-            feeds=str(feeds.feeds(self.setting.run)),
-            batch=batch,
-            **arguments,
-        )
-
     def judge(self, worker: Worker) -> bool:
         """Outputs against the reference's, before anything is timed."""
         validation = self.setting.judge.first(worker, self.candidate, self.batches, self.phase)
@@ -287,7 +287,7 @@ class _Trial:
 
     def prove_placement(self, worker: Worker, feeds: FeedSet) -> None:
         self.phase("placement", "")
-        answer = self.call(worker, "placement", feeds, self.batches[0])
+        answer = self.setting.call(worker, "placement", feeds, self.batches[0])
         placement = from_builtins(answer["placement"], Placement)
         self.update(placement=placement)
         if placement.fell_back and not self.request.allow_fallback:
@@ -312,7 +312,7 @@ class _Trial:
             "min_s": request.measure_s,
             "max_s": request.measure_max_s,
         }
-        answer = self.call(
+        answer = self.setting.call(
             worker,
             "measure",
             feeds,
@@ -367,7 +367,9 @@ class _Trial:
             # give the outputs that it gives itself.
             own = self.setting.own_outputs(self.candidate, batch)
             shutil.rmtree(own, ignore_errors=True)
-            self.call(worker, "outputs", self.setting.judging.lead(batch), batch, out=str(own))
+            self.setting.call(
+                worker, "outputs", self.setting.judging.lead(batch), batch, out=str(own)
+            )
 
     @property
     def from_cache(self) -> bool:
@@ -444,7 +446,7 @@ class _Trial:
             try:
                 with self.setting.start(self.candidate, "max-batch") as worker:
                     self.setting.open(worker, self.candidate, batch)
-                    ran = self.call(worker, "first_run", lead, batch)
+                    ran = self.setting.call(worker, "first_run", lead, batch)
                     if ran["device"]:
                         taken = ran["device"]["device_peak_mb"]
                     else:
