@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 from onnxscript.optimizer import fold_constants
 
-from peregrine.compiler.passes.fold_batch_norm import FoldBatchNorm
+from peregrine.compiler.passes.fold_batch_norm import FoldBatchNorm, FoldScaleIntoNext
+from peregrine.compiler.passes.fold_pads import FoldPads
 from peregrine.compiler.passes.rewriting import constant
 from peregrine.conversion.prepare import OLDEST_OPSET, at_opset
 from peregrine.conversion.typed import BF16_OPSET
@@ -21,6 +21,8 @@ from peregrine.types import Precision, TensorSpec
 _HALVES = {Precision.FP16: ir.DataType.FLOAT16, Precision.BF16: ir.DataType.BFLOAT16}
 _LARGEST_FOLDED = 1 << 26
 """Elements of a constant that folding may write."""
+_SMALL = 1 << 10
+"""Elements of a constant that a converter of opsets may want to read: axes, sizes, scales."""
 _LARGEST_FILL = 1 << 12
 """Elements of a ConstantOfShape that is folded."""
 _MOST_ROUNDS = 4
@@ -56,7 +58,7 @@ def specialise(model: Model, dims: Mapping[str, int], precision: Precision) -> i
     graph = _read(model)
     _fix_sizes(graph, model.inputs, dims)
     _simplify(graph)
-    FoldBatchNorm()(graph)
+    ir.passes.Sequential(FoldPads(), FoldBatchNorm(), FoldScaleIntoNext())(graph)
     if precision in _HALVES:
         graph = _typed(graph, precision, model.name)
     _tidy(graph)
@@ -65,12 +67,32 @@ def specialise(model: Model, dims: Mapping[str, int], precision: Precision) -> i
 
 def _read(model: Model) -> ir.Model:
     """The file with its weights in memory, in an opset that has one meaning for all passes."""
-    path = model.onnx_path
-    graph = ir.load(path)
-    if _opset(graph) < OLDEST_OPSET:
-        graph = ir.from_proto(at_opset(onnx.load(path), OLDEST_OPSET))
+    graph = ir.load(model.onnx_path)
     ir.external_data.load_to_model(graph)
+    if _opset(graph) < OLDEST_OPSET:
+        common.RemoveInitializersFromInputsPass()(graph)
+        graph = _at_opset(graph, OLDEST_OPSET)
     return graph
+
+
+def _at_opset(model: ir.Model, version: int) -> ir.Model:
+    """The graph in a later opset. Its large weights stay behind meanwhile: the converter reads
+    no numbers of them, and is slow where they are many."""
+    graph, weights = model.graph, {}
+    for name, value in list(graph.initializers.items()):
+        if value.const_value is not None and value.const_value.size > _SMALL:
+            weights[name] = value.const_value
+            value.const_value = None
+            del graph.initializers[name]
+            graph.inputs.append(value)
+    converted = ir.from_proto(at_opset(ir.to_proto(model), version))
+    graph = converted.graph
+    for value in list(graph.inputs):
+        if value.name in weights:
+            graph.inputs.remove(value)
+            value.const_value = weights[value.name]
+            graph.register_initializer(value)
+    return converted
 
 
 def _opset(model: ir.Model) -> int:
@@ -154,7 +176,7 @@ def _typed(model: ir.Model, precision: Precision, name: str) -> ir.Model:
         then = Plan(model.graph, dtype, frozenset(), BF16_OPSET)
         if len(then.reads) > len(now.reads):
             version = BF16_OPSET
-            model = ir.from_proto(at_opset(ir.to_proto(model), version))
+            model = _at_opset(model, version)
             _infer(model)
     plan = Plan(model.graph, dtype, frozenset(), version)
     if not plan.reads:

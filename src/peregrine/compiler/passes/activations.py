@@ -49,6 +49,23 @@ def find(value: ir.Value) -> Found | None:
     return _composed(value)
 
 
+def found_around(node: ir.Node) -> bool:
+    """Whether it is one of the nodes of a composed activation."""
+    if not is_op(node, *_ELEMENTWISE):
+        return False
+    seen: dict[ir.Value, None] = dict.fromkeys(value for value in node.inputs if value is not None)
+    for value in (open_values := list(seen)):
+        found = find(value) if not value.is_initializer() else None
+        if found is not None and node in found.nodes:
+            return True
+        producer = value.producer()
+        if is_op(producer, *_ELEMENTWISE) and producer is not None and len(seen) <= 2 * _MOST_NODES:
+            new = [v for v in producer.inputs if v is not None and v not in seen]
+            seen.update(dict.fromkeys(new))
+            open_values.extend(new)
+    return False
+
+
 def single(node: ir.Node) -> Activation | None:
     """The activation that an operator is by itself."""
     if not is_op(node, *_SINGLE) or len(node.outputs) != 1:
@@ -137,11 +154,12 @@ _ELEMENTWISE: dict[str, Callable[..., Array]] = {
     "Clip": lambda x, low=-math.inf, high=math.inf: np.clip(x, low, high),
 }
 
-_FUNCTIONS: dict[ActivationKind, tuple[str, Callable[[Array], Array]]] = {
-    _K.SILU: ("Sigmoid", lambda x: x * _sigmoid(x)),
-    _K.HARD_SWISH: ("", lambda x: x * np.clip(x / 6 + 0.5, 0, 1)),
-    _K.GELU: ("Erf", lambda x: x / 2 * (1 + _erf(x / math.sqrt(2)))),
-    _K.GELU_TANH: (
+_FUNCTIONS: dict[Activation, tuple[str, Callable[[Array], Array]]] = {
+    Activation(_K.SILU): ("Sigmoid", lambda x: x * _sigmoid(x)),
+    Activation(_K.HARD_SIGMOID, 1 / 6, 0.5): ("", lambda x: np.clip(x / 6 + 0.5, 0, 1)),
+    Activation(_K.HARD_SWISH): ("", lambda x: x * np.clip(x / 6 + 0.5, 0, 1)),
+    Activation(_K.GELU): ("Erf", lambda x: x / 2 * (1 + _erf(x / math.sqrt(2)))),
+    Activation(_K.GELU_TANH): (
         "Tanh",
         lambda x: x / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
     ),
@@ -178,9 +196,9 @@ def _composed(value: ir.Value) -> Found | None:
             results[node.outputs[0]] = result
             nodes.append(node)
             open_values = [*results]
-            kind = _recognise(node.outputs[0], nodes, results, _TOLERANCES[dtype])
-            if kind is not None:
-                return Found(Activation(kind), tuple(nodes))
+            activation = _recognise(node.outputs[0], nodes, results, _TOLERANCES[dtype])
+            if activation is not None:
+                return Found(activation, tuple(nodes))
             break
     return None
 
@@ -218,7 +236,7 @@ def _rank(node: ir.Node) -> int:
 
 def _recognise(
     last: ir.Value, nodes: list[ir.Node], results: dict[ir.Value, Array], tolerance: float
-) -> ActivationKind | None:
+) -> Activation | None:
     """The function that `last` is, if nothing outside `nodes` reads what came before it."""
     for value in results:
         if value is last:
@@ -227,10 +245,10 @@ def _recognise(
             return None
     operators = {node.op_type for node in nodes}
     scale = np.maximum(1, np.abs(_POINTS))
-    for kind, (needed, function) in _FUNCTIONS.items():
+    for activation, (needed, function) in _FUNCTIONS.items():
         if needed and needed not in operators:
             continue
         error = np.abs(results[last] - function(_POINTS)) / scale
         if np.all(error <= tolerance):  # not where one is NaN
-            return kind
+            return activation
     return None

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import numpy as np
 import onnx_ir as ir
 
 from peregrine.compiler.operators import Activation, Fused, Window
 from peregrine.compiler.passes import activations
+from peregrine.compiler.passes.affine import channel_constant
 from peregrine.compiler.passes.rewriting import (
     FLOATS,
     Fusion,
@@ -101,21 +101,6 @@ def follow(node: ir.Node, channel_axis: int, *, residual: ir.Value | None = None
         tail.activation = found.activation
         tail.nodes.extend(found.nodes)
     return tail
-
-
-def channel_constant(value: ir.Value | None, output: ir.Value, channel_axis: int) -> Array | None:
-    """The numbers of a constant that broadcasts to `output` over all its axes but the channels',
-    one a channel, float64. Negative axes count from the end."""
-    array = exact(value)
-    if array is None or output.shape is None or array.ndim > len(output.shape):
-        return None
-    channels = output.shape[channel_axis]
-    full = array.reshape((1,) * (len(output.shape) - array.ndim) + array.shape)
-    if not isinstance(channels, int) or full.size not in (1, full.shape[channel_axis]):
-        return None
-    if full.size not in (1, channels):
-        return None
-    return np.array(np.broadcast_to(full.reshape(-1), (channels,)))
 
 
 def add_bias(weights: Weights, node: ir.Node, bias: ir.Value | None, added: Array) -> ir.Value:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from peregrine.compiler.operators import Fused
-from peregrine.compiler.passes.fuse_conv import channel_constant, follow
+from peregrine.compiler.passes.affine import channel_constant
+from peregrine.compiler.passes.fuse_conv import follow
 from peregrine.compiler.passes.rewriting import (
     FLOATS,
     Fusion,

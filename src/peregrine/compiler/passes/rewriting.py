@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
@@ -18,6 +18,7 @@ SOURCES = "peregrine.sources"
 
 Attributes: TypeAlias = Mapping[str, Any]
 Shape: TypeAlias = tuple[int, ...]
+_Signature: TypeAlias = tuple[tuple[str | None, ir.DataType | None, str], ...]
 
 _ARITY = {
     Fused.CONV: (2, 4),
@@ -33,28 +34,37 @@ FLOATS = frozenset(
 
 
 class GraphPass(ir.passes.InPlacePass):
-    """A pass over a graph and the bodies of its control flow, that leaves it well formed."""
+    """A pass over a graph and the bodies of its control flow. It takes a well-formed graph and
+    leaves one, with the same inputs and outputs."""
+
+    _signature: _Signature = ()
 
     def requires(self, model: ir.Model) -> None:
         problem = next(problems(model.graph), None)
         if problem:
             raise ir.passes.PreconditionError(f"{type(self).__name__}: {problem}")
+        self._signature = _signature(model.graph)
 
     def ensures(self, model: ir.Model) -> None:
         problem = next(problems(model.graph), None)
+        if problem is None and _signature(model.graph) != self._signature:
+            problem = "an input or output of the graph is another"
         if problem:
             raise ir.passes.PostconditionError(f"{type(self).__name__}: {problem}")
 
 
 class Fusion(GraphPass):
-    """A pass that tries to fuse at every node, the last of each graph first: of two nodes that
-    could take a third into themselves, the later one does."""
+    """A pass that tries to fuse at every node, the last of each graph first unless it says
+    `forwards`: of two nodes that could take a third into themselves, the later one does."""
+
+    forwards: ClassVar[bool] = False
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         weights = Weights(model)
         modified = False
-        for node in reversed(list(all_nodes(model.graph))):
-            if node.graph is not None:  # it is None of a node that a later one took in
+        nodes = list(all_nodes(model.graph))
+        for node in nodes if self.forwards else reversed(nodes):
+            if node.graph is not None:  # it is None of a node that another took in
                 modified |= self.fuse(node, weights)
         return ir.passes.PassResult(model, modified)
 
@@ -221,6 +231,12 @@ def write(
     ir.convenience.replace_nodes_and_values(
         graph, last, list(old), [node], [was], list(node.outputs)
     )
+
+
+def _signature(graph: ir.Graph) -> _Signature:
+    """Names, dtypes and shapes of what goes in and comes out."""
+    values = (*graph.inputs, *graph.outputs)
+    return tuple((value.name, value.dtype, str(value.shape)) for value in values)
 
 
 def problems(graph: ir.Graph, outer: Iterable[ir.Value] = ()) -> Iterator[str]:
