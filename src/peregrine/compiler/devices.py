@@ -9,7 +9,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -55,7 +55,9 @@ def describe(name: str) -> Device:
             fix="Check `nvidia-smi`, and that torch is a CUDA build: pip install torch",
         )
     properties = torch.cuda.get_device_properties(device)
-    flops, bandwidth = _remembered(device)
+    flops, bandwidth = remembered(
+        _facts(device), lambda: (_matrix_flops(device), _copy_bandwidth(device))
+    )
     return Device(
         name,
         (properties.major, properties.minor),
@@ -83,20 +85,24 @@ def _cpu(name: str) -> Device:
     )
 
 
-def _remembered(device: torch.device) -> tuple[float, float]:
-    """A GPU's flops and bandwidth, from disk where this kind of GPU was measured before."""
+def remembered(
+    facts: Mapping[str, str], measure: Callable[[], tuple[float, float]]
+) -> tuple[float, float]:
+    """Flops and bandwidth from disk, or measured now and put there.
+
+    Args:
+        facts: all that the numbers hang on.
+        measure: called where nothing is kept for these facts.
+    """
     store = Store(cache_directory("devices"))
-    key = hashlib.sha256(json.dumps(_facts(device), sort_keys=True).encode()).hexdigest()
-    with tempfile.TemporaryDirectory() as nothing:
-        record = store.fetch(key, Path(nothing)) or {}
-        try:
-            return float(record["flops"]), float(record["bandwidth"])
-        except (KeyError, TypeError, ValueError):
-            flops, bandwidth = _matrix_flops(device), _copy_bandwidth(device)
-            store.drop(key)
-            measured = {**_facts(device), "flops": flops, "bandwidth": bandwidth}
-            store.put(key, Path(nothing), (), measured)
-            return flops, bandwidth
+    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    with tempfile.TemporaryDirectory() as no_files:
+        record = store.fetch(key, Path(no_files))
+        if record is None:
+            flops, bandwidth = measure()
+            record = {**facts, "flops": flops, "bandwidth": bandwidth}
+            store.put(key, Path(no_files), (), record)
+        return float(record["flops"]), float(record["bandwidth"])
 
 
 def _facts(device: torch.device) -> dict[str, str]:
