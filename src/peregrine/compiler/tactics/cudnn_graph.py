@@ -141,7 +141,7 @@ class _Plan:
 
 
 @dataclass
-class _Graph:
+class Graph:
     """cuDNN's graph of one operation with what one mode of the heuristics proposes for it."""
 
     graph: Any = None
@@ -152,7 +152,7 @@ class _Graph:
     refusal: str = ""
 
     @classmethod
-    def ranked(cls, operation: Operation, first: str, mode: str, **where: Any) -> _Graph:
+    def ranked(cls, operation: Operation, first: str, mode: str, **where: Any) -> Graph:
         """Ask the heuristics; nothing is built."""
         import cudnn
 
@@ -189,21 +189,21 @@ class _Graph:
         return self.built[name]
 
 
-_GRAPHS: dict[tuple[str, str, str, int], _Graph] = {}
+_GRAPHS: dict[tuple[str, str, str, int], Graph] = {}
 _MODES = ("A", "FALLBACK")
 """Mode B proposes the plans of A at a higher price."""
 
 
-def _graph(operation: Operation, first: str, mode: str, device: str) -> _Graph:
+def _graph(operation: Operation, first: str, mode: str, device: str) -> Graph:
     index = _index(device)
     key = (operation.key(), first, mode, index)
     if key not in _GRAPHS:
         handle, _ = _handle(index)
-        _GRAPHS[key] = _Graph.ranked(operation, first, mode, handle=handle)
+        _GRAPHS[key] = Graph.ranked(operation, first, mode, handle=handle)
     return _GRAPHS[key]
 
 
-def _plan(operation: Operation, config: Config, device: str) -> tuple[_Graph, _Plan]:
+def _plan(operation: Operation, config: Config, device: str) -> tuple[Graph, _Plan]:
     graph = _graph(operation, str(config["first"]), str(config["mode"]), device)
     return graph, graph.build(str(config["plan"]))
 
