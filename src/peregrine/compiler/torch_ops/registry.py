@@ -16,9 +16,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 Result: TypeAlias = "Tensor | tuple[Tensor | None, ...]"
@@ -37,6 +38,8 @@ class Call:
     outputs: int = 1
     """How many outputs are asked for."""
     tf32: bool = False
+    device: torch.device | str = "cpu"
+    """Where an output that comes from no tensor on the device is made: a range, a shape."""
 
     def get(self, name: str, default: Any = None) -> Any:
         return self.attributes.get(name, default)
@@ -55,14 +58,17 @@ class Entry:
 _ENTRIES: dict[str, list[Entry]] = {}
 
 
-def operator(
-    name: str, *, since: int = 1, host: tuple[int, ...] = ()
-) -> Callable[[Function], Function]:
-    """Register the decorated function; `name` is `ai.onnx.Relu`, `ai.onnx.ml.Scaler`,
-    `peregrine.Conv`. May be stacked for several names or versions."""
+_F = TypeVar("_F", bound="Function")
 
-    def register(function: Function) -> Function:
+
+def operator(name: str, *, since: int = 1, host: tuple[int, ...] = ()) -> Callable[[_F], _F]:
+    """Register the decorated function; `name` is `ai.onnx.Relu`, `ai.onnx.ml.Scaler`,
+    `peregrine.Conv`. May be stacked for several names or versions; each is registered once."""
+
+    def register(function: _F) -> _F:
         entries = _ENTRIES.setdefault(name, [])
+        if any(entry.since == since for entry in entries):
+            raise ValueError(f"{name} since opset {since} is registered twice")
         entries.append(Entry(name, function, since, frozenset(host)))
         entries.sort(key=lambda entry: entry.since)
         return function
