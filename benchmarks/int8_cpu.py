@@ -39,7 +39,7 @@ def race(network: str, batch: int, out: Path, rounds: int) -> Report:
         run = Path(scratch) / "run"
         command = [sys.executable, "-m", "peregrine", "bench", network, "--batch", str(batch)]
         command += ["--precision", "fp32,bf16,int8", "--calibration", "random", "--out", str(run)]
-        command += ["--rounds", str(rounds), "--repair-budget", "0"]
+        command += ["--rounds", str(rounds), "--repair-budget", "0", "--no-cache"]
         # A row's own trial only qualifies it for the final, which decides.
         command += ["--runs", str(max(10, 50 // batch)), "--skip", "*spinning*"]
         command += ["--skip", "*threads=1*", "--skip", "*OpenVINOExecutionProvider*"]

@@ -127,6 +127,14 @@ def test_finished_races_are_kept_and_light(whole):
     assert api.open_report(rows.parent).winner is not None
 
 
+def test_engines_of_earlier_races_are_no_part_of_a_study(whole):
+    path, _, _ = whole
+    ask = Ask.load(path)
+    assert not any(ask.request(race).engine_cache for race in ask.races())
+    report = api.open_report(path / "wide-fp32-cpu")
+    assert all(row.engine is None for row in report.candidates)
+
+
 def test_a_memory_limit_stands_for_a_smaller_card(whole, tmp_path):
     path = tmp_path / "limited"
     shutil.copytree(whole[0], path)

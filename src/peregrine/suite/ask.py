@@ -131,6 +131,8 @@ class Ask:
             allow_fallback=True,
             # A suite shows what a conversion gives, and has no minutes for repairs.
             repair_s=0.0,
+            # Its tables show what a build takes, here and now.
+            engine_cache=False,
             min_runs=self.min_runs,
             measure_s=self.measure_s,
             measure_max_s=self.measure_max_s,
