@@ -17,6 +17,8 @@ from peregrine.bundle import BundleSession, open_session
 from peregrine.bundle import load as load_bundle
 from peregrine.checkup import Checkup
 from peregrine.checkup import doctor as check_up
+from peregrine.compiler.explain import Explanation
+from peregrine.compiler.explain import explain as explain_engine
 from peregrine.engines import Listed
 from peregrine.errors import FeedError, NoCandidate, OptionError
 from peregrine.events import Observer, ignore
@@ -241,6 +243,19 @@ def prune(max_bytes: int) -> list[Listed]:
     """Drop what was used longest ago until the rest fits in `max_bytes`; 0 drops all. Returns
     what went."""
     return engines.prune(max_bytes)
+
+
+def explain(path: str | os.PathLike[str]) -> Explanation:
+    """How an engine of the native backend spends its time and memory, step by step.
+
+    Args:
+        path: an engine's directory, or a bundle that holds one.
+
+    Raises:
+        BundleError: there is no engine, or there are several.
+        BundleCorrupt: a file of it is damaged.
+    """
+    return explain_engine(Path(path))
 
 
 def open_report(run_dir: str | os.PathLike[str]) -> Report:

@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 from peregrine.cli import machine, races
 from peregrine.cli.cache import cache
 from peregrine.cli.console import say_error
+from peregrine.cli.explain import explain
 from peregrine.cli.suites import suite
 from peregrine.errors import PeregrineError
 
@@ -84,6 +85,7 @@ _RACE, _MACHINE = "A model", "This machine"
 app.command(rich_help_panel=_RACE)(races.bench)
 app.command(rich_help_panel=_RACE)(races.build)
 app.command(rich_help_panel=_RACE)(races.report)
+app.command(rich_help_panel=_RACE)(explain)
 app.command(rich_help_panel=_MACHINE)(machine.doctor)
 app.add_typer(
     suite,

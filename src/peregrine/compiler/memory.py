@@ -77,6 +77,16 @@ def plan_arena(blocks: Sequence[Block]) -> Layout:
     )
 
 
+def alive(blocks: Sequence[Block], steps: int) -> tuple[int, ...]:
+    """Bytes that are needed at each of the steps from 0."""
+    changes = _alive(blocks, lambda block: block.bytes)
+    found, now = [], 0
+    for step in range(steps):
+        now = changes.get(step, now)
+        found.append(now)
+    return tuple(found)
+
+
 @dataclass(frozen=True, slots=True)
 class _Placed:
     """Offsets in the order of the blocks, and where the last byte ends."""
