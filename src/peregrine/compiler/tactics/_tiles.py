@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields, replace
+from functools import lru_cache
 
 from peregrine.compiler.tactics.base import Config, Device
 
@@ -43,20 +44,49 @@ _TILES = (
     (128, 256, 64, 8, 3),
     (128, 256, 64, 8, 4),
 )
+# The accelerator needs one stage more for as many blocks in flight.
+_TMA_TILES = (
+    (64, 16, 128, 4, 5),
+    (64, 32, 128, 4, 5),
+    (64, 64, 64, 4, 6),
+    (64, 64, 128, 4, 4),
+    (64, 128, 64, 4, 5),
+    (128, 32, 64, 4, 5),
+    (128, 64, 64, 4, 4),
+    (128, 64, 64, 4, 6),
+    (128, 128, 64, 4, 4),
+    (128, 128, 64, 8, 4),
+    (128, 128, 64, 8, 6),
+    (256, 64, 64, 8, 4),
+    (256, 128, 64, 8, 4),
+    (128, 256, 64, 8, 4),
+    (64, 256, 64, 4, 4),
+)
 _SPLITS = (1, 2, 3, 4, 6, 8, 12, 16)
 
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """The sizes of an implicit GEMM: Y (m, n) sums over `taps` times `channels`."""
+    """The sizes of an implicit GEMM: Y (pixels, n) sums over `taps` times `channels`."""
 
-    m: int
+    pixels: tuple[int, int, int]
+    """Images, rows and columns of the output; of a matrix product (rows, 1, 1)."""
     n: int
     taps: int
     channels: int
     itemsize: int
     bytes: int
     """The fewest that it must move."""
+    box_rank: int = 0
+    """Of the input for the tensor memory accelerator; 0 where it cannot fetch it."""
+
+    @property
+    def m(self) -> int:
+        return math.prod(self.pixels)
+
+    @property
+    def flops(self) -> float:
+        return 2.0 * self.m * self.n * self.taps * self.channels
 
     def steps(self, block_k: int) -> int:
         """Steps of the loop over K."""
@@ -75,75 +105,120 @@ class Tiling:
     split_k: int = 1
     reduce: str = "last"
     """`last`: the last program of a tile sums; `kernel`: a second kernel does."""
+    fetch: str = "pointers"
+    """`pointers`: threads compute addresses; `tma`: the tensor memory accelerator."""
+    programs: int = 0
+    """That walk over all tiles; 0 for one program a tile."""
 
     @classmethod
     def read(cls, config: Config) -> Tiling:
-        return cls(
-            int(config["block_m"]),
-            int(config["block_n"]),
-            int(config["block_k"]),
-            int(config["warps"]),
-            int(config["stages"]),
-            int(config["split_k"]),
-            str(config["reduce"]),
-        )
+        return cls(**{field.name: config[field.name] for field in fields(cls)})  # type: ignore[arg-type]
 
     def config(self) -> dict[str, int | str]:
-        return {
-            "block_m": self.block_m,
-            "block_n": self.block_n,
-            "block_k": self.block_k,
-            "warps": self.warps,
-            "stages": self.stages,
-            "split_k": self.split_k,
-            "reduce": self.reduce,
-        }
+        return asdict(self)
 
     def tiles(self, product: Product) -> int:
-        return math.ceil(product.m / self.block_m) * math.ceil(product.n / self.block_n)
+        columns = math.ceil(product.n / self.block_n)
+        if self.fetch == "pointers":
+            return columns * math.ceil(product.m / self.block_m)
+        box = self.box(product)
+        return columns * math.prod(
+            math.ceil(size / side) for size, side in zip(product.pixels, box, strict=True)
+        )
+
+    def box(self, product: Product) -> tuple[int, int, int]:
+        """Images, rows and columns of a tile: powers of two with the product `block_m`, the fewest
+        boxes, and of those the widest."""
+        return _box(product.pixels, self.block_m)
 
     def shared_memory(self, itemsize: int) -> int:
         """Bytes that the pipelined blocks of both operands take."""
-        return self.stages * (self.block_m + self.block_n) * self.block_k * itemsize
+        held = self.stages if self.fetch == "pointers" else self.stages - 1
+        return held * (self.block_m + self.block_n) * self.block_k * itemsize
+
+    def resident(self, itemsize: int) -> int:
+        """Programs that fit a multiprocessor at a time."""
+        return max(
+            1,
+            min(
+                _SHARED_MEMORY // self.shared_memory(itemsize),
+                16 // self.warps,
+                # Half of its registers for accumulators.
+                32768 // (self.block_m * self.block_n),
+            ),
+        )
+
+
+@lru_cache(maxsize=4096)
+def _box(pixels: tuple[int, int, int], block_m: int) -> tuple[int, int, int]:
+    best = (math.inf, 0, 0, (0, 0, 0))
+    powers = [1 << i for i in range(block_m.bit_length())]
+    for width in powers:
+        for height in powers:
+            if width * height > block_m:
+                continue
+            box = (block_m // (width * height), height, width)
+            boxes = math.prod(
+                math.ceil(size / side) for size, side in zip(pixels, box, strict=True)
+            )
+            best = min(best, (boxes, -width, -height, box))
+    return best[3]
 
 
 def candidates(product: Product, device: Device) -> Iterator[Tiling]:
     """Every tiling that makes sense for these sizes, in no order."""
-    seen = set()
-    for block_m, block_n, block_k, warps, stages in _TILES:
-        # No deeper than the channels, so that a tap is not mostly padding.
-        depth = min(block_k, max(16, 1 << (product.channels - 1).bit_length()))
-        if product.itemsize == 4:
-            depth = max(16, depth // 2)
-        if (block_n > 16 and block_n // 2 >= product.n) or (
-            block_m > 16 and block_m // 2 >= product.m
+    tma = product.box_rank > 0 and product.itemsize == 2 and device.capability[0] != 8
+    for fetch, tiles in (("pointers", _TILES), ("tma", _TMA_TILES if tma else ())):
+        seen = set()
+        for block_m, block_n, block_k, warps, stages in tiles:
+            # No deeper than the channels, so that a tap is not mostly padding.
+            depth = min(block_k, max(16, 1 << (product.channels - 1).bit_length()))
+            if product.itemsize == 4:
+                depth = max(16, depth // 2)
+            if product.box_rank == 5 and fetch == "tma" and product.channels % depth:
+                # What it fetches beyond a pixel's channels would be the next pixel's.
+                continue
+            tiling = Tiling(block_m, block_n, depth, warps, stages, fetch=fetch)
+            useful = _useful(block_n, product.n) and _useful(block_m, product.m)
+            fits = tiling.shared_memory(product.itemsize) <= _SHARED_MEMORY
+            if useful and fits and tiling not in seen:
+                seen.add(tiling)
+                yield from _variants(tiling, product, device)
+
+
+def _useful(block: int, size: int) -> bool:
+    """Whether no smaller block would do."""
+    return block <= 16 or block < 2 * size
+
+
+def _variants(tiling: Tiling, product: Product, device: Device) -> Iterator[Tiling]:
+    """The ways to spread its tiles over the multiprocessors."""
+    tiles, steps = tiling.tiles(product), product.steps(tiling.block_k)
+    yield tiling
+    together = device.multiprocessors * tiling.resident(product.itemsize)
+    if tiling.fetch == "tma" and tiles > together:
+        yield replace(tiling, programs=together)
+    for split in _SPLITS[1:]:
+        # Full waves need no split; and every split must have work.
+        if (
+            tiles * split > 2 * device.multiprocessors
+            or math.ceil(steps / split) * (split - 1) >= steps
         ):
             continue
-        base = Tiling(block_m, block_n, depth, warps, stages)
-        if base in seen or base.shared_memory(product.itemsize) > _SHARED_MEMORY:
-            continue
-        seen.add(base)
-        tiles, steps = base.tiles(product), product.steps(depth)
-        for split in _SPLITS:
-            # Full waves need no split; and every split must have work.
-            if split > 1 and (
-                tiles * split > 2 * device.multiprocessors
-                or math.ceil(steps / split) * (split - 1) >= steps
-            ):
-                continue
-            for reduce in ("last", "kernel") if split > 1 else ("last",):
-                yield Tiling(block_m, block_n, depth, warps, stages, split, reduce)
+        yield replace(tiling, split_k=split)
+        if tiling.fetch == "pointers":
+            yield replace(tiling, split_k=split, reduce="kernel")
 
 
 def best(product: Product, device: Device) -> list[Tiling]:
-    """Of each tile the two cheapest ways to split K, by prediction; cheapest first. Predictions
+    """Of each tile the two cheapest ways to spread it, by prediction; cheapest first. Predictions
     are rough, so that different tiles are a better list than many splits of one."""
     kept: list[Tiling] = []
-    count: dict[tuple[int, ...], int] = {}
+    count: dict[Tiling, int] = {}
     for tiling in sorted(
         candidates(product, device), key=lambda tiling: predict(product, tiling, device)
     ):
-        tile = (tiling.block_m, tiling.block_n, tiling.block_k, tiling.warps, tiling.stages)
+        tile = replace(tiling, split_k=1, reduce="last", programs=0)
         count[tile] = count.get(tile, 0) + 1
         if count[tile] <= 2:
             kept.append(tiling)
@@ -156,18 +231,11 @@ def predict(product: Product, tiling: Tiling, device: Device) -> float:
     units = tiling.tiles(product) * tiling.split_k
     steps = math.ceil(product.steps(tiling.block_k) / tiling.split_k)
     processors = device.multiprocessors
-    resident = max(
-        1,
-        min(
-            _SHARED_MEMORY // tiling.shared_memory(product.itemsize),
-            16 // tiling.warps,
-            # Half of a multiprocessor's registers for accumulators.
-            32768 // (tiling.block_m * tiling.block_n),
-        ),
-    )
-    together = min(resident, max(1, math.ceil(units / processors)))
-    # Small tiles feed the tensor cores badly.
-    efficiency = 0.8 * min(1.0, math.sqrt(tiling.block_m * tiling.block_n / 16384))
+    together = min(tiling.resident(product.itemsize), max(1, math.ceil(units / processors)))
+    # Small tiles feed the tensor cores badly, and addresses take turns with products.
+    efficiency = 0.85 * min(1.0, math.sqrt(tiling.block_m * tiling.block_n / 16384))
+    if tiling.fetch == "pointers":
+        efficiency *= 0.85
     flops = 2 * tiling.block_m * tiling.block_n * tiling.block_k
     slower = {2: 1.0, 4: 2.0}[product.itemsize]
     compute = together * flops * slower * processors / (device.flops * efficiency)
@@ -175,12 +243,16 @@ def predict(product: Product, tiling: Tiling, device: Device) -> float:
         together * (tiling.block_m + tiling.block_n) * tiling.block_k * product.itemsize / _L2_BYTES
     )
     step = max(compute, traffic, _LATENCY / (tiling.stages - 1))
-    waves = math.ceil(units / (processors * together))
-    seconds = waves * (_LATENCY + steps * step)
+    waves = units / (processors * together)
+    if not tiling.programs or waves < 4:
+        waves = math.ceil(waves)
+    seconds = waves * ((0.3 if tiling.programs else 1.0) * _LATENCY + steps * step)
     if tiling.split_k > 1:
         partial = tiling.block_m * tiling.block_n * 4
         if tiling.reduce == "last":
             seconds += _SPLIT + partial * (tiling.split_k + 1) / (2 * _L2_BYTES)
         else:
             seconds += 1.5 * _SPLIT + 2 * partial * units / (_L2_BYTES * processors)
-    return _LAUNCH + max(seconds, product.bytes / device.bandwidth)
+    # What is hidden behind device memory still counts a little: it breaks ties.
+    memory = product.bytes / device.bandwidth
+    return _LAUNCH + max(seconds, memory) + 0.05 * min(seconds, memory)

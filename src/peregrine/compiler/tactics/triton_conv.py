@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from peregrine.compiler.operation import Operation, TensorType
-from peregrine.compiler.operators import Activation, Fused, Window
+from peregrine.compiler.operation import Operation
+from peregrine.compiler.operators import Fused
 from peregrine.compiler.tactics import _tiles, _triton
-from peregrine.compiler.tactics._tiles import Product, Tiling
+from peregrine.compiler.tactics._layers import (
+    Layer,
+    input_box,
+    input_view,
+    pack_bias,
+    pack_weights,
+)
+from peregrine.compiler.tactics._tiles import Tiling
 from peregrine.compiler.tactics.base import Config, Device, Launch, Tactic
 from peregrine.types import Support
 
@@ -20,176 +26,6 @@ if TYPE_CHECKING:
 _DTYPES = ("float16", "bfloat16", "float32")
 _TRIED = 10
 """Tilings of one operation that are compiled and timed."""
-_WIDE = 2**31 - 1
-
-
-def pixel_stride(kind: TensorType) -> int | None:
-    """Elements from one pixel (row) to the next where the channels (last dimension) are neighbours
-    and all pixels are evenly spaced, as in a channels_last tensor or a slice of its channels.
-
-    Takes (N, C, H, W) and (..., K). None where it is laid out otherwise."""
-    assert kind.shape is not None
-    assert kind.strides is not None
-    if len(kind.shape) == 4:
-        axes: tuple[int, ...] = (0, 2, 3, 1)
-    else:
-        axes = tuple(range(len(kind.shape)))
-    sizes = [kind.shape[axis] for axis in axes]
-    strides = [kind.strides[axis] for axis in axes]
-    if sizes[-1] > 1 and strides[-1] != 1:
-        return None
-    step = None
-    for size, stride in zip(reversed(sizes[:-1]), reversed(strides[:-1]), strict=True):
-        if size == 1:
-            continue
-        if step is None:
-            step = first = stride
-        elif stride != step:
-            return None
-        step *= size
-    if step is None:
-        return sizes[-1]
-    return first
-
-
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """An operation in the terms of the kernel."""
-
-    operation: Operation
-    m: int
-    channels: int
-    outputs: int
-    image: tuple[int, int]
-    grid: tuple[int, int]
-    """Height and width of the output."""
-    window: Window
-    x_stride: int
-    z_stride: int
-    y_stride: int
-
-    @classmethod
-    def read(cls, operation: Operation) -> Layer | str:
-        """Why it is none, where it is none."""
-        x, w, y = operation.inputs[0], operation.inputs[1], operation.outputs[0]
-        z = operation.inputs[3] if len(operation.inputs) > 3 else None
-        assert x is not None
-        assert w is not None
-        for kind in (x, w, y, z):
-            if kind is not None and (kind.shape is None or kind.strides is None):
-                return "its sizes are not known"
-        strides = [pixel_stride(kind) if kind is not None else 0 for kind in (x, z, y)]
-        if None in strides:
-            return "its channels are not innermost, or its pixels are not evenly spaced"
-        x_stride, z_stride, y_stride = (int(stride or 0) for stride in strides)
-        assert x.shape is not None
-        assert w.shape is not None
-        assert y.shape is not None
-        if operation.operator == Fused.LINEAR:
-            m, channels = math.prod(x.shape[:-1]), x.shape[-1]
-            image = grid = (1, 1)
-            window = Window((1, 1))
-        else:
-            n, channels, *image_ = x.shape
-            image = (image_[0], image_[1])
-            window = Window.read(operation.attributes)
-            if int(operation.attributes.get("group", 1)) != 1 or w.shape[1] != channels:
-                return "it is a grouped convolution"
-            if max(window.kernel) > 31:
-                return "its window is larger than 31"
-            grid = (y.shape[2], y.shape[3])
-            m = n * grid[0] * grid[1]
-            if window.is_pointwise and window.strides == (1, 1):
-                # A matrix product: no need of the image's size, which would cost a compilation.
-                image = grid = (1, 1)
-        if m == 0:
-            return "its output is empty"
-        return cls(
-            operation, m, channels, w.shape[0], image, grid, window, x_stride, z_stride, y_stride
-        )
-
-    @property
-    def product(self) -> Product:
-        kinds = [kind for kind in (*self.operation.inputs, *self.operation.outputs) if kind]
-        taps = self.window.kernel[0] * self.window.kernel[1]
-        return Product(
-            self.m,
-            self.outputs,
-            taps,
-            self.channels,
-            kinds[0].itemsize,
-            sum(kind.bytes for kind in kinds),
-        )
-
-    @property
-    def has_bias(self) -> bool:
-        return len(self.operation.inputs) > 2 and self.operation.inputs[2] is not None
-
-    @property
-    def has_z(self) -> bool:
-        return len(self.operation.inputs) > 3 and self.operation.inputs[3] is not None
-
-    @property
-    def wide(self) -> bool:
-        """Whether an offset into a tensor passes 31 bits."""
-        pixels = math.prod(self.operation.inputs[0].shape or ()) // max(1, self.channels)  # type: ignore[union-attr]
-        return max(pixels * self.x_stride, self.m * max(self.y_stride, self.z_stride)) > _WIDE
-
-    def constants(self) -> dict[str, Any]:
-        """The kernel's compile-time constants that say what the layer is."""
-        window = self.window
-        return {
-            "C": self.channels,
-            "O": self.outputs,
-            "H": self.image[0],
-            "W": self.image[1],
-            "OH": self.grid[0],
-            "OW": self.grid[1],
-            "KH": window.kernel[0],
-            "KW": window.kernel[1],
-            "STRIDE_H": window.strides[0],
-            "STRIDE_W": window.strides[1],
-            "PAD_H": window.pads[0],
-            "PAD_W": window.pads[1],
-            "DILATION_H": window.dilations[0],
-            "DILATION_W": window.dilations[1],
-            "X_STRIDE": self.x_stride,
-        }
-
-    def epilogue(self) -> dict[str, Any]:
-        """And what comes after the sum."""
-        activation = Activation.read(self.operation.attributes)
-        return {
-            "O": self.outputs,
-            "Z_STRIDE": self.z_stride,
-            "Y_STRIDE": self.y_stride,
-            "HAS_BIAS": self.has_bias,
-            "HAS_Z": self.has_z,
-            "KIND": str(activation.kind),
-            "ALPHA": activation.alpha,
-            "BETA": activation.beta,
-            "WIDE": self.wide,
-        }
-
-
-def pack_weights(weights: torch.Tensor, block_n: int, block_k: int) -> torch.Tensor:
-    """(O, C, KH, KW) or (O, K) as (O padded to block_n, KH * KW * C padded to block_k): a row holds
-    one output's weights tap by tap. What pads is zero, so it adds nothing."""
-    import torch.nn.functional as functional
-
-    if weights.ndim == 2:
-        weights = weights[:, :, None, None]
-    outputs, channels = weights.shape[:2]
-    taps = weights.permute(0, 2, 3, 1)
-    padded = functional.pad(taps, (0, -channels % block_k, 0, 0, 0, 0, 0, -outputs % block_n))
-    return padded.reshape(padded.shape[0], -1).contiguous()
-
-
-def pack_bias(bias: torch.Tensor, block_n: int) -> torch.Tensor:
-    """(O) as float32 (O padded to block_n)."""
-    import torch.nn.functional as functional
-
-    return functional.pad(bias.float(), (0, -bias.shape[0] % block_n)).contiguous()
 
 
 def precisions(operation: Operation) -> tuple[str, ...]:
@@ -296,60 +132,108 @@ class TritonConv(Tactic):
         """
         import torch
 
-        from peregrine.compiler.kernels import conv
-
         layer = _layer(operation)
         tiling = Tiling.read(config)
         if tensors is None:
             tensors = _stand_ins(operation, tiling)
         x, w, bias, z, y, workspace, state = tensors
+        assert x is not None
+        assert w is not None
         assert y is not None
-        pdl = bool(config["pdl"])
-        cut = {
-            "BLOCK_M": tiling.block_m,
-            "BLOCK_N": tiling.block_n,
-            "GROUP_M": 1,
-            "SPLIT_K": tiling.split_k,
-            "PDL": pdl,
-        }
         # Absent tensors are never touched: any pointer will do.
-        data = {"bias": y if bias is None else bias, "z": y if z is None else z, "y": y}
-        partials = y if workspace is None else workspace.view(torch.float32)
-        tiles = tiling.tiles(layer.product)
-        first = _triton.Kernel(
-            conv.conv,
-            (tiles, tiling.split_k),
-            {
-                "x": x,
-                "w": w,
-                **data,
-                "partials": partials,
-                "counters": y if state is None else state.view(torch.int32),
-                "M": layer.m,
-                **layer.constants(),
-                **layer.epilogue(),
-                **cut,
-                "BLOCK_K": tiling.block_k,
-                "LAST_REDUCES": tiling.reduce == "last",
-                "PRECISION": str(config["precision"]),
-            },
-            tiling.warps,
-            tiling.stages,
-            pdl,
-        )
-        if tiling.split_k == 1 or tiling.reduce == "last":
-            return [first]
-        # About 8 elements a thread: many small programs read the partial sums fastest.
-        rows = max(1, min(tiling.block_m, 1024 // tiling.block_n))
-        second = _triton.Kernel(
-            conv.reduce_splits,
-            (tiles, tiling.block_m // rows),
-            {"partials": partials, **data, "M": layer.m, **layer.epilogue(), **cut, "ROWS": rows},
-            4,
-            2,
-            pdl,
-        )
-        return [first, second]
+        data = {
+            "bias": y if bias is None else bias,
+            "z": y if z is None else z,
+            "y": y,
+            "partials": y if workspace is None else workspace.view(torch.float32),
+            "counters": y if state is None else state.view(torch.int32),
+            **layer.epilogue(),
+            "BLOCK_N": tiling.block_n,
+            "SPLIT_K": tiling.split_k,
+            "PDL": bool(config["pdl"]),
+        }
+        if tiling.fetch == "tma" and x.data_ptr() % 16 == 0:
+            return [_with_tma(layer, tiling, x, w, data)]
+        tiling = replace(tiling, fetch="pointers")
+        kernels = [_with_pointers(layer, tiling, str(config["precision"]), x, w, data)]
+        if tiling.split_k > 1 and tiling.reduce == "kernel":
+            kernels.append(_reduction(layer, tiling, data))
+        return kernels
+
+
+def _with_pointers(
+    layer: Layer,
+    tiling: Tiling,
+    precision: str,
+    x: torch.Tensor,
+    w: torch.Tensor,
+    data: dict[str, Any],
+) -> _triton.Kernel:
+    from peregrine.compiler.kernels import conv
+
+    arguments = {
+        "x": x,
+        "w": w,
+        **data,
+        "M": layer.m,
+        **layer.constants(),
+        **layer.geometry(),
+        "BLOCK_M": tiling.block_m,
+        "BLOCK_K": tiling.block_k,
+        "GROUP_M": 1,
+        "LAST_REDUCES": tiling.reduce == "last",
+        "PRECISION": precision,
+    }
+    grid = (tiling.tiles(layer.product), tiling.split_k)
+    return _triton.Kernel(conv.conv, grid, arguments, tiling.warps, tiling.stages, data["PDL"])
+
+
+def _with_tma(
+    layer: Layer, tiling: Tiling, x: torch.Tensor, w: torch.Tensor, data: dict[str, Any]
+) -> _triton.Kernel:
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    from peregrine.compiler.kernels import conv_tma
+
+    product = layer.product
+    box = tiling.box(product)
+    rows = -(-layer.outputs // tiling.block_n) * tiling.block_n
+    depth = product.steps(tiling.block_k) * tiling.block_k
+    arguments = {
+        "x": TensorDescriptor(x, *input_view(layer), input_box(layer, box, tiling.block_k)),
+        "w": TensorDescriptor(w, [rows, depth], [depth, 1], [tiling.block_n, tiling.block_k]),
+        **data,
+        "N": layer.images,
+        **layer.constants(),
+        "STRIDE": layer.window.strides[0],
+        "RANK": layer.box_rank,
+        "BOX_N": box[0],
+        "BOX_H": box[1],
+        "BOX_W": box[2],
+        "BLOCK_K": tiling.block_k,
+        "PERSISTENT": tiling.programs > 0,
+    }
+    grid = (tiling.programs or tiling.tiles(product), tiling.split_k)
+    return _triton.Kernel(
+        conv_tma.conv_tma, grid, arguments, tiling.warps, tiling.stages, data["PDL"]
+    )
+
+
+def _reduction(layer: Layer, tiling: Tiling, data: dict[str, Any]) -> _triton.Kernel:
+    from peregrine.compiler.kernels import conv
+
+    # About 8 elements a thread: many small programs read the partial sums fastest.
+    rows = max(1, min(tiling.block_m, 1024 // tiling.block_n))
+    arguments = {
+        **data,
+        "M": layer.m,
+        "BLOCK_M": tiling.block_m,
+        "GROUP_M": 1,
+        "ROWS": rows,
+    }
+    del arguments["counters"]
+    grid = (tiling.tiles(layer.product), tiling.block_m // rows)
+    return _triton.Kernel(conv.reduce_splits, grid, arguments, 4, 2, data["PDL"])
 
 
 def _layer(operation: Operation) -> Layer:

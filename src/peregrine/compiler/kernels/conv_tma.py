@@ -1,0 +1,180 @@
+"""The implicit GEMM of `kernels.conv` with its operands fetched by the tensor memory accelerator.
+
+A tile of output pixels is a box of images, rows and columns, and what one tap of the window reads
+for it is the same box of the input, shifted: one TMA request a tap and block of channels, with what
+falls outside the image filled with zeros by the hardware. No thread computes an address or a mask.
+
+A window of stride S reads every S-th pixel. Seen as (N, H / S, S, W / S, S * C), the pixels that
+one tap reads are again a box.
+"""
+
+# mypy: ignore-errors
+# Triton reads this code as a language of its own, with Python's syntax and other types.
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from peregrine.compiler.kernels.conv import finish
+from peregrine.compiler.kernels.pdl import launch_dependents, wait
+
+
+@triton.jit
+def _fetch(
+    x,
+    n,
+    h,
+    w,
+    c,
+    tap,
+    RANK: tl.constexpr,
+    KW: tl.constexpr,
+    STRIDE: tl.constexpr,
+    PAD_H: tl.constexpr,
+    PAD_W: tl.constexpr,
+    DILATION_H: tl.constexpr,
+    DILATION_W: tl.constexpr,
+    X_STRIDE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """What a tap reads for the box of output pixels at (n, h, w): (BLOCK_M, BLOCK_K)."""
+    if RANK == 2:
+        box = x.load([n, c])
+    else:
+        down = (tap // KW) * DILATION_H - PAD_H
+        right = (tap % KW) * DILATION_W - PAD_W
+        if RANK == 4:
+            box = x.load([n, h + down, w + right, c])
+        else:
+            # Python's floor division, by an offset that makes both positive.
+            down_s = (down + 32 * STRIDE) // STRIDE - 32
+            right_s = (right + 32 * STRIDE) // STRIDE - 32
+            odd_h = down - down_s * STRIDE
+            odd_w = right - right_s * STRIDE
+            box = x.load([n, h + down_s, odd_h, w + right_s, odd_w * X_STRIDE + c])
+        box = box.reshape(BLOCK_M, BLOCK_K)
+    return box
+
+
+@triton.jit(do_not_specialize=["N"])
+def conv_tma(
+    x,
+    w,
+    bias,
+    z,
+    y,
+    partials,
+    counters,
+    N,
+    C: tl.constexpr,
+    O: tl.constexpr,  # noqa: E741
+    OH: tl.constexpr,
+    OW: tl.constexpr,
+    KH: tl.constexpr,
+    KW: tl.constexpr,
+    STRIDE: tl.constexpr,
+    PAD_H: tl.constexpr,
+    PAD_W: tl.constexpr,
+    DILATION_H: tl.constexpr,
+    DILATION_W: tl.constexpr,
+    X_STRIDE: tl.constexpr,
+    Z_STRIDE: tl.constexpr,
+    Y_STRIDE: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_Z: tl.constexpr,
+    KIND: tl.constexpr,
+    ALPHA: tl.constexpr,
+    BETA: tl.constexpr,
+    RANK: tl.constexpr,
+    BOX_N: tl.constexpr,
+    BOX_H: tl.constexpr,
+    BOX_W: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    SPLIT_K: tl.constexpr,
+    PERSISTENT: tl.constexpr,
+    WIDE: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """One tile of Y a program, or where PERSISTENT every `num_programs`-th; grid
+    (tiles or fewer, SPLIT_K).
+
+    Args:
+        x: descriptor of the input with boxes of BLOCK_K channels; of rank 2 (pixels, C) for a
+            matrix product, 4 (N, H, W, C) for stride 1, 5 (N, H / STRIDE, STRIDE, W / STRIDE,
+            STRIDE * X_STRIDE) for others.
+        w: descriptor of `pack_weights`' result with boxes (BLOCK_N, BLOCK_K).
+        N: images; pixels where RANK is 2, with OH and OW 1.
+        BOX_N, BOX_H, BOX_W: the tile of output pixels; their product is BLOCK_M.
+        bias, z, y, partials, counters, and the other constants: as in `kernels.conv.conv`.
+    """
+    BLOCK_M: tl.constexpr = BOX_N * BOX_H * BOX_W
+    TILES_N: tl.constexpr = (O + BLOCK_N - 1) // BLOCK_N
+    TILES_H: tl.constexpr = (OH + BOX_H - 1) // BOX_H
+    TILES_W: tl.constexpr = (OW + BOX_W - 1) // BOX_W
+    BLOCKS_C: tl.constexpr = (C + BLOCK_K - 1) // BLOCK_K
+    STEPS: tl.constexpr = KH * KW * BLOCKS_C
+    PER_SPLIT: tl.constexpr = (STEPS + SPLIT_K - 1) // SPLIT_K
+    tiles = tl.cdiv(N, BOX_N) * (TILES_H * TILES_W * TILES_N)
+    if SPLIT_K == 1:
+        first = 0
+        last = STEPS
+    else:
+        first = tl.program_id(1) * PER_SPLIT
+        last = tl.minimum(first + PER_SPLIT, STEPS)
+    wait(PDL)
+    launch_dependents(PDL)
+    end = tiles if PERSISTENT else tl.program_id(0) + 1
+    for tile in tl.range(tl.program_id(0), end, tl.num_programs(0), flatten=PERSISTENT):
+        o0 = (tile % TILES_N) * BLOCK_N
+        box = tile // TILES_N
+        w0 = (box % TILES_W) * BOX_W
+        h0 = ((box // TILES_W) % TILES_H) * BOX_H
+        n0 = (box // (TILES_W * TILES_H)) * BOX_N
+
+        acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+        for step in range(first, last):
+            tap = step // BLOCKS_C
+            c = (step % BLOCKS_C) * BLOCK_K
+            a = _fetch(
+                x, n0, h0, w0, c, tap,
+                RANK, KW, STRIDE, PAD_H, PAD_W, DILATION_H, DILATION_W, X_STRIDE, BLOCK_M, BLOCK_K,
+            )  # fmt: skip
+            b = w.load([o0, step * BLOCK_K])
+            acc = tl.dot(a, b.T, acc)
+
+        row = tl.arange(0, BLOCK_M)
+        n = n0 + row // (BOX_H * BOX_W)
+        oh = h0 + (row // BOX_W) % BOX_H
+        ow = w0 + row % BOX_W
+        M = N * (OH * OW)
+        inside = n < N
+        if OH % BOX_H != 0:
+            inside = inside & (oh < OH)
+        if OW % BOX_W != 0:
+            inside = inside & (ow < OW)
+        # Pixels beyond the image get a number that `finish` masks.
+        rows = tl.where(inside, (n * OH + oh) * OW + ow, M)
+        columns = o0 + tl.arange(0, BLOCK_N)
+        if SPLIT_K == 1:
+            finish(
+                acc, bias, z, y, M, rows, columns,
+                O, Z_STRIDE, Y_STRIDE, BLOCK_N, HAS_BIAS, HAS_Z, KIND, ALPHA, BETA, WIDE,
+            )  # fmt: skip
+        else:
+            within = row[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
+            mine = partials + tile * (SPLIT_K * BLOCK_M * BLOCK_N) + within
+            tl.store(mine + tl.program_id(1) * (BLOCK_M * BLOCK_N), acc)
+            tl.debug_barrier()
+            arrived = tl.atomic_add(counters + tile, 1, sem="acq_rel", scope="gpu")
+            if arrived == SPLIT_K - 1:
+                total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+                for i in tl.static_range(SPLIT_K):
+                    total += tl.load(mine + i * (BLOCK_M * BLOCK_N), cache_modifier=".cg")
+                finish(
+                    total, bias, z, y, M, rows, columns,
+                    O, Z_STRIDE, Y_STRIDE, BLOCK_N, HAS_BIAS, HAS_Z, KIND, ALPHA, BETA, WIDE,
+                )  # fmt: skip
+                tl.store(counters + tile, 0)

@@ -1,0 +1,244 @@
+"""A fused convolution or matrix product in the terms of the kernels of `kernels.conv`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from peregrine.compiler.operation import Operation, TensorType
+from peregrine.compiler.operators import Activation, Fused, Window
+from peregrine.compiler.tactics._tiles import Product
+
+if TYPE_CHECKING:
+    import torch
+
+_WIDE = 2**31 - 1
+
+
+def pixel_stride(kind: TensorType) -> int | None:
+    """Elements from one pixel (row) to the next where the channels (last dimension) are neighbours
+    and all pixels are evenly spaced, as in a channels_last tensor or a slice of its channels.
+
+    Takes (N, C, H, W) and (..., K). None where it is laid out otherwise."""
+    assert kind.shape is not None
+    assert kind.strides is not None
+    axes: tuple[int, ...] = tuple(range(len(kind.shape)))
+    if len(axes) == 4:
+        axes = (0, 2, 3, 1)
+    sizes = [kind.shape[axis] for axis in axes]
+    strides = [kind.strides[axis] for axis in axes]
+    if sizes[-1] > 1 and strides[-1] != 1:
+        return None
+    first = step = 0
+    for size, stride in zip(reversed(sizes[:-1]), reversed(strides[:-1]), strict=True):
+        if size == 1:
+            continue
+        if step == 0:
+            first = step = stride
+        elif stride != step:
+            return None
+        step *= size
+    return first or sizes[-1]
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """What a kernel needs to know of an operation: its sizes, window and strides in elements."""
+
+    operation: Operation
+    images: int
+    channels: int
+    outputs: int
+    image: tuple[int, int]
+    """Height and width of the input."""
+    grid: tuple[int, int]
+    """Height and width of the output."""
+    window: Window
+    x_stride: int
+    z_stride: int
+    """0 without Z."""
+    y_stride: int
+
+    @classmethod
+    def read(cls, operation: Operation) -> Layer | str:
+        """Of a Conv or Linear; why the kernels can't run it, where they can't."""
+        x, w, y = operation.inputs[0], operation.inputs[1], operation.outputs[0]
+        z = operation.inputs[3] if len(operation.inputs) > 3 else None
+        assert x is not None
+        assert w is not None
+        for kind in (x, w, y, z):
+            if kind is not None and (kind.shape is None or kind.strides is None):
+                return "its sizes are not known"
+        assert x.shape is not None
+        assert w.shape is not None
+        assert y.shape is not None
+        if operation.operator == Fused.LINEAR:
+            images, channels = math.prod(x.shape[:-1]), x.shape[-1]
+            image = grid = (1, 1)
+            window = Window((1, 1))
+        else:
+            images, channels, height, width = x.shape
+            image, grid = (height, width), (y.shape[2], y.shape[3])
+            window = Window.read(operation.attributes)
+            if int(operation.attributes.get("group", 1)) != 1 or w.shape[1] != channels:
+                return "it is a grouped convolution"
+            if max(*window.kernel, *window.pads) > 31:
+                return "its window or pads are larger than 31"
+            if window.is_pointwise and window.strides == (1, 1):
+                # A matrix product: one kernel then serves images of every size.
+                images, image, grid = images * height * width, (1, 1), (1, 1)
+        if images * grid[0] * grid[1] == 0:
+            return "its output is empty"
+        strides = [pixel_stride(kind) if kind is not None else 0 for kind in (x, z, y)]
+        if None in strides:
+            return "its channels are not innermost, or its pixels are not evenly spaced"
+        x_stride, z_stride, y_stride = (int(stride or 0) for stride in strides)
+        return cls(
+            operation,
+            images,
+            channels,
+            w.shape[0],
+            image,
+            grid,
+            window,
+            x_stride,
+            z_stride,
+            y_stride,
+        )
+
+    @property
+    def m(self) -> int:
+        """Output pixels."""
+        return self.images * self.grid[0] * self.grid[1]
+
+    @property
+    def product(self) -> Product:
+        kinds = [kind for kind in (*self.operation.inputs, *self.operation.outputs) if kind]
+        return Product(
+            (self.images, *self.grid),
+            self.outputs,
+            self.window.kernel[0] * self.window.kernel[1],
+            self.channels,
+            kinds[0].itemsize,
+            sum(kind.bytes for kind in kinds),
+            self.box_rank,
+        )
+
+    @property
+    def box_rank(self) -> int:
+        """Dimensions of the input as the tensor memory accelerator is told of it (see
+        `kernels.conv_tma`), 0 where it cannot be: it steps over multiples of 16 bytes, and over
+        whole strides."""
+        x = self.operation.inputs[0]
+        assert x is not None
+        stride = self.window.strides[0]
+        if self.window.strides != (stride, stride) or self.x_stride * x.itemsize % 16 != 0:
+            return 0
+        if self.image == self.grid == self.window.kernel == (1, 1):
+            return 2
+        if stride == 1 or self.window.is_pointwise:
+            return 4
+        return 0 if self.image[0] % stride or self.image[1] % stride else 5
+
+    @property
+    def has_bias(self) -> bool:
+        return len(self.operation.inputs) > 2 and self.operation.inputs[2] is not None
+
+    @property
+    def has_z(self) -> bool:
+        return len(self.operation.inputs) > 3 and self.operation.inputs[3] is not None
+
+    @property
+    def wide(self) -> bool:
+        """Whether an offset into a tensor passes 31 bits."""
+        pixels = self.images * self.image[0] * self.image[1]
+        return max(pixels * self.x_stride, self.m * max(self.y_stride, self.z_stride)) > _WIDE
+
+    def constants(self) -> dict[str, Any]:
+        """The kernels' compile-time constants that say what the sum is."""
+        window = self.window
+        return {
+            "C": self.channels,
+            "OH": self.grid[0],
+            "OW": self.grid[1],
+            "KH": window.kernel[0],
+            "KW": window.kernel[1],
+            "PAD_H": window.pads[0],
+            "PAD_W": window.pads[1],
+            "DILATION_H": window.dilations[0],
+            "DILATION_W": window.dilations[1],
+            "X_STRIDE": self.x_stride,
+        }
+
+    def geometry(self) -> dict[str, Any]:
+        """Those that only the kernel with pointers has."""
+        return {
+            "H": self.image[0],
+            "W": self.image[1],
+            "STRIDE_H": self.window.strides[0],
+            "STRIDE_W": self.window.strides[1],
+        }
+
+    def epilogue(self) -> dict[str, Any]:
+        """And those that say what comes after the sum."""
+        activation = Activation.read(self.operation.attributes)
+        return {
+            "O": self.outputs,
+            "Z_STRIDE": self.z_stride,
+            "Y_STRIDE": self.y_stride,
+            "HAS_BIAS": self.has_bias,
+            "HAS_Z": self.has_z,
+            "KIND": str(activation.kind),
+            "ALPHA": activation.alpha,
+            "BETA": activation.beta,
+            "WIDE": self.wide,
+        }
+
+
+def pack_weights(weights: torch.Tensor, block_n: int, block_k: int) -> torch.Tensor:
+    """(O, C, KH, KW) or (O, K) as (O padded to block_n, KH * KW * C padded to block_k): a row holds
+    one output's weights tap by tap. What pads is zero, so it adds nothing."""
+    import torch.nn.functional as functional
+
+    if weights.ndim == 2:
+        weights = weights[:, :, None, None]
+    outputs, channels = weights.shape[:2]
+    taps = weights.permute(0, 2, 3, 1)
+    padded = functional.pad(taps, (0, -channels % block_k, 0, 0, 0, 0, 0, -outputs % block_n))
+    return padded.reshape(padded.shape[0], -1).contiguous()
+
+
+def pack_bias(bias: torch.Tensor, block_n: int) -> torch.Tensor:
+    """(O) as float32 (O padded to block_n)."""
+    import torch.nn.functional as functional
+
+    return functional.pad(bias.float(), (0, -bias.shape[0] % block_n)).contiguous()
+
+
+def input_view(layer: Layer) -> tuple[list[int], list[int]]:
+    """Sizes and strides in elements of X as `box_rank` dimensions."""
+    x, (height, width), stride = layer.x_stride, layer.image, layer.window.strides[0]
+    if layer.box_rank == 2:
+        return [layer.images, layer.channels], [x, 1]
+    row, image = width * x, height * width * x
+    if layer.box_rank == 5:
+        return (
+            [
+                layer.images,
+                height // stride,
+                stride,
+                width // stride,
+                (stride - 1) * x + layer.channels,
+            ],
+            [image, stride * row, row, stride * x, 1],
+        )
+    if stride > 1:
+        height, width = layer.grid
+    return [layer.images, height, width, layer.channels], [image, stride * row, stride * x, 1]
+
+
+def input_box(layer: Layer, box: tuple[int, int, int], block_k: int) -> list[int]:
+    """What one request fetches of it, for a tile of `box` output pixels."""
+    n, h, w = box
+    return {2: [n, block_k], 4: [n, h, w, block_k], 5: [n, h, 1, w, block_k]}[layer.box_rank]
