@@ -135,6 +135,9 @@ class FaultsBackend(Backend):
     def candidates(self, model: Model, target: Target) -> Iterable[Candidate]:
         return [Candidate(self.name, variant) for variant in VARIANTS]
 
+    def on_request(self, model: Model, target: Target) -> Iterable[Candidate]:
+        return [Candidate(self.name, "seldom", options={"tries": n}) for n in (1, 2)]
+
     def compile(self, model: Model, candidate: Candidate, target: Target) -> Session:
         variant = candidate.variant
         if variant == "unsupported":

@@ -262,6 +262,9 @@ def test_on_cuda_the_modes_are_raced_but_the_slow_one(tmp_path):
         "torch_compile[inductor] fp16",
     ]
     assert {c.variant for c in BACKEND.candidates(model, FIXED)} == {"inductor"}
+    named = [c.id for c in BACKEND.on_request(model, Target("cuda:0")) if c.precision == "fp16"]
+    assert named == ["torch_compile[max-autotune] fp16", "torch_compile[aot] fp16 cuda_graph"]
+    assert list(BACKEND.on_request(model, FIXED)) == []
 
 
 def test_modes_of_cuda_are_no_variants_of_a_cpu(tmp_path):
@@ -314,8 +317,8 @@ def test_on_a_gpu(tmp_path):
 def test_every_mode_serves_a_range_on_a_gpu(tmp_path):
     model = small_torch_model(tmp_path, "residual")
     target = dataclasses.replace(DYNAMIC, device="cuda:0")
-    named = Candidate("torch_compile", "max-autotune", Precision.FP32)
-    for candidate in (*BACKEND.candidates(model, target), named):
+    named = [c for c in BACKEND.on_request(model, target) if c.variant == "max-autotune"]
+    for candidate in (*BACKEND.candidates(model, target), *named):
         if candidate.precision is not Precision.FP32:
             continue
         session = BACKEND.compile(model, candidate, target)

@@ -105,6 +105,11 @@ class Backend(abc.ABC):
     def candidates(self, model: Model, target: Target) -> Iterable[Candidate]:
         """The rows worth racing, best guess first."""
 
+    def on_request(self, model: Model, target: Target) -> Iterable[Candidate]:
+        """Rows that run as well, and that are raced only where somebody names them: they take
+        minutes to build, say, and have won nothing so far. None by default."""
+        return ()
+
     @abc.abstractmethod
     def compile(self, model: Model, candidate: Candidate, target: Target) -> Session:
         """Build a session that serves `target.profile`.

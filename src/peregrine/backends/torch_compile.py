@@ -20,12 +20,12 @@ each convolution. That is not worth a second build.
 
 On CUDA the variants are torch.compile's modes, all with freezing: `inductor` (its default mode),
 `reduce-overhead` (CUDA graphs by PyTorch) and `max-autotune` (kernels by trial as well: 183 s for
-a ResNet-50 on an H200, and no faster there, so that it is compiled when asked for and never
-proposed). `aot` is a package of AOTInductor's there, as on a CPU; it is not proposed either before
-it has raced on a GPU. The option `cuda_graph` records an inference of `inductor` or `aot`
-ourselves: PyTorch's own graphs copy the inputs at each call and check the call's guards before
-every launch (ResNet-18 in fp16 at batch 1 took 0.244 ms a synchronised call in `reduce-overhead`,
-0.190 back to back).
+a ResNet-50 on an H200, and no faster there, so that it is raced only where it is named:
+`--only 'torch_compile[max-autotune]*'`). `aot` is a package of AOTInductor's there, as on a CPU; it
+is not proposed either before it has raced on a GPU. The option `cuda_graph` records an inference of
+`inductor` or `aot` ourselves: PyTorch's own graphs copy the inputs at each call and check the
+call's guards before every launch (ResNet-18 in fp16 at batch 1 took 0.244 ms a synchronised call in
+`reduce-overhead`, 0.190 back to back).
 """
 
 from __future__ import annotations
@@ -109,6 +109,12 @@ class TorchCompileBackend(Backend):
             if precision is Precision.FP16 and not target.is_cuda:
                 continue  # slow on CPUs, as eager's row shows without a build of half a minute
             yield Candidate(self.name, INDUCTOR, precision)
+
+    def on_request(self, model: Model, target: Target) -> Iterable[Candidate]:
+        if target.is_cuda:
+            for precision in _torch.precisions(target):
+                yield Candidate(self.name, MAX_AUTOTUNE, precision)
+                yield Candidate(self.name, AHEAD_OF_TIME, precision, {_torch.CUDA_GRAPH: True})
 
     def compile(self, model: Model, candidate: Candidate, target: Target) -> Session:
         """Build a session. Tens of seconds, most of them in the C++ compiler.

@@ -140,7 +140,11 @@ def open_session(
         raise Unsupported(
             f"{backend} cannot take {model.name}.", why=support.reason, fix=support.fix
         )
-    candidate = _choose(list(chosen.candidates(model, target)), backend, candidate_id)
+    candidate = _choose(
+        [*chosen.candidates(model, target), *chosen.on_request(model, target)],
+        backend,
+        candidate_id,
+    )
     if candidate.graph:
         from peregrine.conversion.convert import convert
 

@@ -88,7 +88,12 @@ class RaceOptions:
     ] = None
     only: Annotated[
         list[str] | None,
-        _raced("--only", metavar="ID", help="Only this candidate; * is allowed. Repeatable."),
+        _raced(
+            "--only",
+            metavar="ID",
+            help="Only this candidate; * is allowed. Repeatable. Finds rows, too, that are raced "
+            "only by name: --only '*' --only 'torch_compile[max-autotune]*'.",
+        ),
     ] = None
     skip: Annotated[
         list[str] | None,

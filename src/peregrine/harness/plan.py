@@ -34,6 +34,7 @@ class Probe:
     reason: str
     fix: str
     candidates: tuple[Candidate, ...]
+    on_request: tuple[Candidate, ...]
     versions: dict[str, str]
     python: str
     log: str = ""
@@ -52,13 +53,14 @@ def probe(backend: str, log: Path, model: Model | None, target: Target) -> Probe
                 target=wire.encode_target(target),
             )
     except PeregrineError as error:
-        return Probe(backend, Status.FAILED, error.reason, error.fix, (), {}, "", str(log))
+        return Probe(backend, Status.FAILED, error.reason, error.fix, (), (), {}, "", str(log))
     return Probe(
         backend,
         Status(answer["status"]),
         answer["reason"],
         answer["fix"],
         tuple(wire.decode_candidate(c) for c in answer["candidates"]),
+        tuple(wire.decode_candidate(c) for c in answer["on_request"]),
         answer["versions"],
         answer["python"],
         str(log),
@@ -91,7 +93,8 @@ class Plan:
 
 
 def make_plan(model: Model, request: Request, logs: Path) -> Plan:
-    """Ask every wanted backend and keep the candidates that the request does not filter out.
+    """Ask every wanted backend and keep the candidates that the request does not filter out,
+    and those raced on request that it names.
 
     Raises:
         OptionError: a name or pattern matches nothing.
@@ -120,8 +123,9 @@ def make_plan(model: Model, request: Request, logs: Path) -> Plan:
             if not request.only or _asks_for(row.backend, request.only):
                 absent.append(row)
             continue
-        offered += [c.id for c in answer.candidates]
-        candidates += _filtered(answer.candidates, request)
+        offered += [c.id for c in (*answer.candidates, *answer.on_request)]
+        named = (c for c in answer.on_request if _named(c, request.only))
+        candidates += _filtered((*answer.candidates, *named), request)
     if request.only and not candidates and not absent:
         raise OptionError(
             f"No candidate matches {', '.join(request.only)}.",
@@ -147,6 +151,12 @@ def _filtered(candidates: Iterable[Candidate], request: Request) -> list[Candida
         and (not request.only or _matches(c.id, request.only) or _matches(c.backend, request.only))
         and not _matches(c.id, request.skip)
     ]
+
+
+def _named(candidate: Candidate, patterns: Sequence[str]) -> bool:
+    """Whether a pattern says the very variant, and is not just wide enough to match it."""
+    head = f"{candidate.backend}[{candidate.variant}]" if candidate.variant else candidate.id
+    return any(p.startswith(head) and _matches(candidate.id, [p]) for p in patterns)
 
 
 def _asks_for(backend: str, patterns: Sequence[str]) -> bool:

@@ -35,7 +35,8 @@ class Request:
     backends: tuple[str, ...] = ()
     """Only these backends; empty for all."""
     only: tuple[str, ...] = ()
-    """Only candidates whose id matches one of these (shell patterns are allowed)."""
+    """Only candidates whose id matches one of these (shell patterns are allowed). A pattern that
+    begins with a whole `backend[variant]` also finds what that backend runs on request alone."""
     skip: tuple[str, ...] = ()
     """No candidates whose id or backend matches one of these."""
     device: str = "cpu"

@@ -98,6 +98,7 @@ class Commands:
         loaded = registry.load(backend)
         support = loaded.available()
         candidates: list[Candidate] = []
+        on_request: list[Candidate] = []
         if support and model is not None:
             opened, aim = Model.open(Path(model)), wire.decode_target(target)
             supported = loaded.supports(opened, aim)
@@ -106,6 +107,7 @@ class Commands:
                 status = "unsupported"
             else:
                 candidates = list(loaded.candidates(opened, aim))
+                on_request = list(loaded.on_request(opened, aim))
                 status = "ok"
         else:
             status = "ok" if support else "unavailable"
@@ -114,6 +116,7 @@ class Commands:
             "reason": support.reason,
             "fix": support.fix,
             "candidates": [wire.encode_candidate(c) for c in candidates],
+            "on_request": [wire.encode_candidate(c) for c in on_request],
             "versions": _versions(loaded),
             "python": _python(),
         }
