@@ -140,7 +140,9 @@ def error_of(tactic, operation: Operation, config, device: str = "cpu", seed: in
     output = empty(operation.outputs[0], device)
     size = tactic.workspace(operation, config, Device(device))
     workspace = torch.full((size,), 0xFF, dtype=torch.uint8, device=device) if size else None
-    launch = tactic.bind(operation, config, bound, [output], workspace, None)
+    bytes_ = tactic.state(operation, config, Device(device))
+    state = torch.zeros(bytes_, dtype=torch.uint8, device=device) if bytes_ else None
+    launch = tactic.bind(operation, config, bound, [output], workspace, state)
     worst = 0.0
     for _ in range(2):
         output.fill_(float("nan"))

@@ -125,6 +125,21 @@ def test_weights_are_packed_as_cudnn_reads_them():
     assert torch.equal(packed[1].permute(0, 3, 1, 2), weight)
 
 
+def test_a_bias_that_is_missing_is_a_step_s_own_zeros():
+    plain = _HALF((1, 8, 9, 9), 6, _SAME, bias=False, activation=IDENTITY)
+    assert _TACTIC.state(plain, {}, H200) == 0
+    assert _TACTIC.state(_HALF((1, 8, 9, 9), 6, _SAME), {}, H200) == 0
+    assert _TACTIC.state(_HALF((1, 8, 9, 9), 6, _SAME, bias=False), {}, H200) == 12
+    float32 = conv((1, 8, 9, 9), 6, _SAME, bias=False, residual=True, activation=IDENTITY)
+    assert _TACTIC.state(float32, {}, H200) == 24
+
+
+def test_a_bias_takes_the_dtype_of_the_weights():
+    weight, bias = torch.randn(4, 3, 3, 3).half(), torch.randn(4)
+    packed = _TACTIC.pack(_HALF((1, 3, 9, 9), 4, _SAME), {}, [None, weight, bias])
+    assert packed[2].dtype == torch.float16
+
+
 def test_fallbacks_and_later_guesses_are_predicted_slower():
     operation = _HALF((8, 64, 56, 56), 64, _SAME)
     configs = [{"plan": "a", "mode": mode, "first": "residual", "rank": rank}
@@ -164,10 +179,12 @@ def _ranked(operation: Operation, h200: Any, first: str = "residual", mode: str 
     return cudnn_graph.Graph.ranked(operation, first, mode, device_property=h200)
 
 
+@pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("kind", [IDENTITY, RELU])
-def test_cudnn_fuses_bias_residual_and_relu(h200, residual, kind):
-    graph = _ranked(_HALF((1, 64, 56, 56), 64, _SAME, residual=residual, activation=kind), h200)
+def test_cudnn_fuses_bias_residual_and_relu(h200, bias, residual, kind):
+    operation = _HALF((1, 64, 56, 56), 64, _SAME, bias=bias, residual=residual, activation=kind)
+    graph = _ranked(operation, h200)
     assert len(graph.plans) > 10, graph.refusal
     assert all(graph.build(name).workspace >= 0 for name in graph.plans)
 

@@ -24,6 +24,7 @@ from peregrine.types import Support
 if TYPE_CHECKING:
     import torch
 
+_OLDEST = (1, 32)
 _INSTALL = 'pip install "nvidia-cudnn-frontend>=1.32"'
 _DTYPES = {"float16": "HALF", "bfloat16": "BFLOAT16", "float32": "FLOAT"}
 _ALIGNMENT = 16
@@ -77,16 +78,25 @@ class CudnnGraph(Tactic):
     def pack(
         self, operation: Operation, config: Config, inputs: Sequence[torch.Tensor | None]
     ) -> list[torch.Tensor | None]:
-        """W as (O, KH, KW, C / group), contiguous."""
+        """W as (O, KH, KW, C / group), contiguous; B in W's dtype, as engines want it."""
         packed = list(inputs)
         weight = packed[1]
         if weight is not None:
             packed[1] = weight.permute(0, 2, 3, 1).contiguous()
+            if len(packed) > 2 and packed[2] is not None:
+                packed[2] = packed[2].to(weight.dtype).contiguous()
         return packed
 
     def workspace(self, operation: Operation, config: Config, device: Device) -> int:
         """Builds the plan. Raises `Unsupported` where cuDNN cannot."""
         return _plan(operation, config, device.name)[1].workspace
+
+    def state(self, operation: Operation, config: Config, device: Device) -> int:
+        """A bias of zeros where the operation has none and an engine wants one."""
+        weight = operation.inputs[1]
+        assert weight is not None
+        assert weight.shape is not None
+        return weight.shape[0] * weight.itemsize if _adds_zeros(operation) else 0
 
     def bind(
         self,
@@ -97,24 +107,39 @@ class CudnnGraph(Tactic):
         workspace: torch.Tensor | None,
         state: torch.Tensor | None,
     ) -> Launch:
+        device = outputs[0].device
+        graph, plan = _plan(operation, config, str(device))
+        if plan.workspace > (0 if workspace is None else workspace.numel()):
+            raise ValueError(f"The plan needs {plan.workspace} bytes of workspace.")
+        tensors = {**dict(zip((_X, _W, _B, _Z), inputs, strict=False)), _Y: outputs[0]}
+        if _adds_zeros(operation):
+            tensors[_B] = state
+        addresses = {key: _address(t) for key, t in tensors.items() if t is not None}
+        return _Bound(
+            graph.graph, plan.index, addresses, device, workspace, tuple(tensors.values())
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Bound:
+    """A plan on tensors, which it keeps: cuDNN is told addresses only."""
+
+    graph: Any
+    index: int
+    addresses: dict[int, int]
+    device: torch.device
+    workspace: torch.Tensor | None
+    tensors: tuple[torch.Tensor | None, ...]
+
+    def __call__(self) -> None:
         import cudnn
         import torch
 
-        device = outputs[0].device
-        graph, plan = _plan(operation, config, str(device))
-        tensors = {**dict(zip((_X, _W, _B, _Z), inputs, strict=False)), _Y: outputs[0]}
-        addresses = {key: _address(t) for key, t in tensors.items() if t is not None}
-        scratch = 0 if workspace is None else workspace.data_ptr()
-        if plan.workspace > (0 if workspace is None else workspace.numel()):
-            raise ValueError(f"The plan needs {plan.workspace} bytes of workspace.")
-        handle, lock = _handle(_index(str(device)))
-
-        def launch() -> None:
-            with lock:
-                cudnn.set_stream(handle, torch.cuda.current_stream(device).cuda_stream)
-                graph.graph.execute_plan_at_index(addresses, scratch, plan.index, handle)
-
-        return launch
+        scratch = 0 if self.workspace is None else self.workspace.data_ptr()
+        handle, lock = _handle(_index(str(self.device)))
+        with lock:
+            cudnn.set_stream(handle, torch.cuda.current_stream(self.device).cuda_stream)
+            self.graph.execute_plan_at_index(self.addresses, scratch, self.index, handle)
 
 
 @cache
@@ -124,8 +149,8 @@ def available() -> Support:
         import cudnn
     except ImportError as error:
         return Support.no(f"cuDNN's frontend cannot be imported: {error}", _INSTALL)
-    if not hasattr(cudnn.pygraph, "get_engine_and_knobs_at_index"):
-        return Support.no(f"cuDNN's frontend {cudnn.__version__} cannot name its plans", _INSTALL)
+    if tuple(map(int, cudnn.__version__.split(".")[:2])) < _OLDEST:
+        return Support.no(f"cuDNN's frontend {cudnn.__version__} is too old", _INSTALL)
     try:
         cudnn.backend_version()
     except (OSError, RuntimeError) as error:
@@ -210,9 +235,17 @@ def _plan(operation: Operation, config: Config, device: str) -> tuple[Graph, _Pl
 
 def _ways(operation: Operation) -> list[tuple[str, str]]:
     """Orders of additions that differ, and modes."""
+    residual = (*operation.inputs, None, None)[3]
+    orders = ("residual",) if residual is None else ("residual", "bias")
+    return [(first, mode) for mode in _MODES for first in orders]
+
+
+def _adds_zeros(operation: Operation) -> bool:
+    """Whether the graph has a bias that the operation has not: cuDNN's compiled engines know an
+    epilogue with a bias, or none at all."""
     bias, residual = (*operation.inputs, None, None)[2:4]
-    both = bias is not None and residual is not None
-    return [(first, mode) for mode in _MODES for first in ("residual", "bias")[: 1 + both]]
+    plain = Activation.read(operation.attributes).kind is ActivationKind.IDENTITY
+    return bias is None and not (residual is None and plain)
 
 
 def _place(config: Config) -> int:
@@ -252,6 +285,7 @@ def build_graph(operation: Operation, first: str, **where: Any) -> Any:
     assert x is not None
     assert weight is not None
     assert weight.shape is not None
+    biased = bias is not None or _adds_zeros(operation)
     float32 = cudnn.data_type.FLOAT
     graph = cudnn.pygraph(
         io_data_type=_data_type(x),
@@ -270,8 +304,8 @@ def build_graph(operation: Operation, first: str, **where: Any) -> Any:
         dilation=list(window.dilations),
     )
     for addend in (first, "residual" if first == "bias" else "bias"):
-        if addend == "bias" and bias is not None:
-            row = TensorType(bias.dtype, (1, channels, 1, 1), (channels, 1, channels, channels))
+        if addend == "bias" and biased:
+            row = TensorType.channels_last(weight.dtype, (1, channels, 1, 1))
             y = graph.bias(input=y, bias=_tensor(graph, row, _B))
         elif addend == "residual" and residual is not None:
             y = graph.add(a=y, b=_tensor(graph, residual, _Z))
@@ -349,11 +383,11 @@ def _refusal(operation: Operation, device: Device) -> str:
         return f"cudnn_graph has no {operation.operator}"
     if not device.is_cuda:
         return f"cuDNN needs an NVIDIA GPU, this is {device.name}"
-    x, weight, bias, residual = (*operation.inputs, None, None)[:4]
+    x, weight, _, residual = (*operation.inputs, None, None)[:4]
     assert x is not None
     assert weight is not None
     output = operation.outputs[0]
-    present = [t for t in (x, weight, bias, residual, output) if t is not None]
+    present = [t for t in (x, weight, residual, output) if t is not None]
     if unknown := {t.dtype for t in present} - set(_DTYPES):
         return f"cuDNN's convolutions do not take {', '.join(sorted(unknown))}"
     if x.dtype != weight.dtype:
