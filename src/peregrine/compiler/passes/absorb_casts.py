@@ -17,9 +17,9 @@ from peregrine.compiler.passes.rewriting import (
     FLOATS,
     Fusion,
     Weights,
-    add_sources,
     is_fused,
     is_op,
+    note_sources,
     only_reader,
 )
 
@@ -51,7 +51,7 @@ def _absorb_input(cast: ir.Node, value: ir.Value) -> bool:
             return False
     for use in uses:
         use.node.replace_input_with(0, value)
-        add_sources(use.node, [cast])
+        note_sources(use.node, [cast, use.node])
     _remove(cast)
     return True
 
@@ -67,7 +67,7 @@ def _absorb_output(cast: ir.Node, value: ir.Value) -> bool:
     ir.convenience.replace_all_uses_with(output, value, replace_graph_outputs=True)
     name, output.name = output.name, None
     value.name = name
-    add_sources(producer, [cast])
+    note_sources(producer, [producer, cast])
     _remove(cast)
     return True
 

@@ -183,6 +183,7 @@ def _composed(value: ir.Value) -> Found | None:
     producer, dtype = value.producer(), value.dtype
     if producer is None or value.is_graph_output() or dtype not in _TOLERANCES:
         return None
+    rank = len(value.shape) if value.shape is not None else 0
     results: dict[ir.Value, Array] = {value: _POINTS}
     nodes: list[ir.Node] = []
     open_values = [value]
@@ -190,7 +191,7 @@ def _composed(value: ir.Value) -> Found | None:
         for node in dict.fromkeys(use.node for use in open_values.pop(0).uses()):
             if node in nodes or node.graph is not producer.graph or len(nodes) == _MOST_NODES:
                 continue
-            result = _evaluate(node, results)
+            result = _evaluate(node, results, rank)
             if result is None:
                 continue
             results[node.outputs[0]] = result
@@ -203,8 +204,9 @@ def _composed(value: ir.Value) -> Found | None:
     return None
 
 
-def _evaluate(node: ir.Node, results: dict[ir.Value, Array]) -> Array | None:
-    """What an element-wise node makes of values known so far and of lone numbers."""
+def _evaluate(node: ir.Node, results: dict[ir.Value, Array], rank: int) -> Array | None:
+    """What an element-wise node makes of values known so far and of lone numbers, of at most
+    `rank` dimensions: more would add some to the result."""
     if not is_op(node, *_ELEMENTWISE) and not is_op(node, "HardSigmoid"):
         return None
     arguments: list[Array] = []
@@ -217,8 +219,7 @@ def _evaluate(node: ir.Node, results: dict[ir.Value, Array]) -> Array | None:
             arguments.append(results[value])
         else:
             number = scalar(value)
-            rank = len(value.shape) if value.shape is not None else None
-            if number is None or rank is None or rank > _rank(node):
+            if number is None or value.shape is None or len(value.shape) > rank:
                 return None
             arguments.append(np.array(number))
     with np.errstate(all="ignore"):
@@ -226,12 +227,6 @@ def _evaluate(node: ir.Node, results: dict[ir.Value, Array]) -> Array | None:
             activation = _hard_sigmoid(node)
             return np.clip(activation.alpha * arguments[0] + activation.beta, 0, 1)
         return _ELEMENTWISE[node.op_type](*arguments)
-
-
-def _rank(node: ir.Node) -> int:
-    """Of its output; a number of more dimensions than x would add some."""
-    shape = node.outputs[0].shape
-    return len(shape) if shape is not None else 0
 
 
 def _recognise(

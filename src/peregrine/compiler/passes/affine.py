@@ -24,7 +24,9 @@ def affine(node: ir.Node, channel_axis: int) -> Affine | None:
     """Of BatchNormalization at inference, and of Mul, Div, Add and Sub with a constant that is
     the same along all axes but the channels'. Negative axes count from the end."""
     if is_op(node, "BatchNormalization"):
-        return _batch_norm(node) if channel_axis == 1 else None
+        shape = node.outputs[0].shape
+        is_last = shape is not None and len(shape) == 2
+        return _batch_norm(node) if channel_axis == 1 or is_last else None
     if not is_op(node, "Mul", "Div", "Add", "Sub"):
         return None
     left, right = node.inputs

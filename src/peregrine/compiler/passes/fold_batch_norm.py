@@ -17,11 +17,11 @@ from peregrine.compiler.passes.affine import Affine, affine
 from peregrine.compiler.passes.rewriting import (
     Fusion,
     Weights,
-    add_sources,
     attributes_of,
     exact,
     input_at,
     is_op,
+    note_sources,
     only_reader,
 )
 from peregrine.types import Array
@@ -170,7 +170,7 @@ def _replace(pair: list[ir.Node], x: ir.Value | None, folded: _Folded, weights: 
         outputs=[ir.Value(name=output.name, type=output.type, shape=output.shape)],
         name=product.name,
     )
-    add_sources(made, pair)
+    note_sources(made, pair)
     graph = pair[-1].graph
     assert graph is not None
     ir.convenience.replace_nodes_and_values(

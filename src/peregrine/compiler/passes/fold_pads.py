@@ -7,11 +7,11 @@ import onnx_ir as ir
 from peregrine.compiler.passes.rewriting import (
     Fusion,
     Weights,
-    add_sources,
     attributes_of,
     constant,
     input_at,
     is_op,
+    note_sources,
     only_reader,
     shape_of,
 )
@@ -37,7 +37,7 @@ class FoldPads(Fusion):
             "pads", [a + b for a, b in zip(had, pads, strict=True)]
         )
         conv.replace_input_with(0, node.inputs[0])
-        add_sources(conv, [node])
+        note_sources(conv, [node, conv])
         graph = node.graph
         assert graph is not None
         graph.remove(node, safe=True)

@@ -84,8 +84,9 @@ class Tail:
 def follow(node: ir.Node, channel_axis: int, *, residual: ir.Value | None = None) -> Tail:
     """Collect what can be fused into `node`, which has one already where `residual` is given."""
     tail = Tail([node], residual=residual)
-    while tail.residual is None and (add := only_reader(tail.output)) is not None:
-        if not is_op(add, "Add") or add.outputs[0].dtype != tail.output.dtype:
+    while (found := activations.find(tail.output)) is None:
+        add = only_reader(tail.output)
+        if add is None or not is_op(add, "Add") or tail.residual is not None:
             break
         other = add.inputs[1] if add.inputs[0] is tail.output else add.inputs[0]
         bias = channel_constant(other, tail.output, channel_axis)
@@ -96,7 +97,6 @@ def follow(node: ir.Node, channel_axis: int, *, residual: ir.Value | None = None
         else:
             break
         tail.nodes.append(add)
-    found = activations.find(tail.output)
     if found is not None:
         tail.activation = found.activation
         tail.nodes.extend(found.nodes)

@@ -196,9 +196,9 @@ def sources(nodes: Iterable[ir.Node]) -> list[str]:
     return list(found)
 
 
-def add_sources(node: ir.Node, others: Iterable[ir.Node]) -> None:
-    """Note that `node` does the work of `others` too."""
-    node.metadata_props[SOURCES] = json.dumps(sources([node, *others]))
+def note_sources(node: ir.Node, nodes: Iterable[ir.Node]) -> None:
+    """Note that `node` does the work of `nodes`."""
+    node.metadata_props[SOURCES] = json.dumps(sources(nodes))
 
 
 def write(
