@@ -15,10 +15,23 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from peregrine.compiler.cost import cost, roofline_s
-from peregrine.compiler.operation import Operation, TensorType
-from peregrine.compiler.operators import Activation, ActivationKind, Fused, Window
+from peregrine.compiler.operation import Operation
+from peregrine.compiler.operators import Activation, Fused
+from peregrine.compiler.tactics._cudnn import (
+    ACTIVATIONS,
+    DTYPES,
+    B,
+    W,
+    X,
+    Y,
+    Z,
+    adds_zeros,
+    build_graph,
+    nhwc_strides,
+    keeps_float32,
+)
 from peregrine.compiler.tactics.base import Config, Device, Launch, Tactic
-from peregrine.errors import Unsupported
+from peregrine.errors import BackendUnavailable, Unsupported
 from peregrine.types import Support
 
 if TYPE_CHECKING:
@@ -26,13 +39,8 @@ if TYPE_CHECKING:
 
 _OLDEST = (1, 32)
 _INSTALL = 'pip install "nvidia-cudnn-frontend>=1.32"'
-_DTYPES = {"float16": "HALF", "bfloat16": "BFLOAT16", "float32": "FLOAT"}
 _ALIGNMENT = 16
 """Bytes; what cuDNN's kernels take for granted of a tensor's first element."""
-_FLOAT32_MAX = 3.4e38
-_X, _W, _B, _Z, _Y = range(1, 6)
-"""Identifiers of the tensors within a graph."""
-_ACTIVATIONS = frozenset(ActivationKind) - {ActivationKind.HARD_SIGMOID, ActivationKind.HARD_SWISH}
 
 
 class CudnnGraph(Tactic):
@@ -55,15 +63,18 @@ class CudnnGraph(Tactic):
             return Support.no(refusal)
         if not (found := available()):
             return found
-        if not any(_graph(operation, *way, device.name).plans for way in _ways(operation)):
+        try:
+            graphs = [_graph(operation, *way, device.name) for way in _ways(operation)]
+        except BackendUnavailable as error:
+            return Support.no(error.reason, error.fix)
+        if not any(graph.usable() for graph in graphs):
             return Support.no("cuDNN has no plan for this convolution")
         return Support.yes()
 
     def configs(self, operation: Operation, device: Device) -> Sequence[Config]:
         found: dict[tuple[str, str], Config] = {}
         for first, mode in _ways(operation):
-            names = _graph(operation, first, mode, device.name).plans
-            for rank, plan in enumerate(names):
+            for rank, plan in enumerate(_graph(operation, first, mode, device.name).usable()):
                 config: Config = {"plan": plan, "mode": mode, "first": first, "rank": rank}
                 found.setdefault((plan, first), config)
         return sorted(found.values(), key=_place)
@@ -96,7 +107,7 @@ class CudnnGraph(Tactic):
         weight = operation.inputs[1]
         assert weight is not None
         assert weight.shape is not None
-        return weight.shape[0] * weight.itemsize if _adds_zeros(operation) else 0
+        return weight.shape[0] * weight.itemsize if adds_zeros(operation) else 0
 
     def bind(
         self,
@@ -111,9 +122,9 @@ class CudnnGraph(Tactic):
         graph, plan = _plan(operation, config, str(device))
         if plan.workspace > (0 if workspace is None else workspace.numel()):
             raise ValueError(f"The plan needs {plan.workspace} bytes of workspace.")
-        tensors = {**dict(zip((_X, _W, _B, _Z), inputs, strict=False)), _Y: outputs[0]}
-        if _adds_zeros(operation):
-            tensors[_B] = state
+        tensors = {**dict(zip((X, W, B, Z), inputs, strict=False)), Y: outputs[0]}
+        if adds_zeros(operation):
+            tensors[B] = state
         addresses = {key: _address(t) for key, t in tensors.items() if t is not None}
         return _Bound(
             graph.graph, plan.index, addresses, device, workspace, tuple(tensors.values())
@@ -175,6 +186,8 @@ class Graph:
     graph."""
     built: dict[str, _Plan] = field(default_factory=dict)
     refusal: str = ""
+    filtered: bool = False
+    """Whether plans were excluded that the list still has: cuDNN tells when they are built."""
 
     @classmethod
     def ranked(cls, operation: Operation, first: str, mode: str, **where: Any) -> Graph:
@@ -187,7 +200,21 @@ class Graph:
         except _errors() as error:
             return cls(refusal=_first_line(error))
         names = map(graph.get_plan_name_at_index, range(graph.get_execution_plan_count()))
-        return cls(graph, {name: index for index, name in enumerate(names)})
+        plans = {name: index for index, name in enumerate(names)}
+        return cls(graph, plans, filtered=keeps_float32(operation))
+
+    def usable(self) -> list[str]:
+        """The plans that are not excluded; nothing is built where none could be."""
+        if not self.filtered:
+            return list(self.plans)
+        return [name for name in self.plans if self._builds(name)]
+
+    def _builds(self, name: str) -> bool:
+        try:
+            self.build(name)
+        except Unsupported:
+            return False
+        return True
 
     def build(self, name: str) -> _Plan:
         """A plan, ready to run; built once.
@@ -229,6 +256,8 @@ def _graph(operation: Operation, first: str, mode: str, device: str) -> Graph:
 
 
 def _plan(operation: Operation, config: Config, device: str) -> tuple[Graph, _Plan]:
+    if not (found := available()):
+        raise BackendUnavailable(found.reason, fix=found.fix)
     graph = _graph(operation, str(config["first"]), str(config["mode"]), device)
     return graph, graph.build(str(config["plan"]))
 
@@ -238,14 +267,6 @@ def _ways(operation: Operation) -> list[tuple[str, str]]:
     residual = (*operation.inputs, None, None)[3]
     orders = ("residual",) if residual is None else ("residual", "bias")
     return [(first, mode) for mode in _MODES for first in orders]
-
-
-def _adds_zeros(operation: Operation) -> bool:
-    """Whether the graph has a bias that the operation has not: cuDNN's compiled engines know an
-    epilogue with a bias, or none at all."""
-    bias, residual = (*operation.inputs, None, None)[2:4]
-    plain = Activation.read(operation.attributes).kind is ActivationKind.IDENTITY
-    return bias is None and not (residual is None and plain)
 
 
 def _place(config: Config) -> int:
@@ -263,118 +284,22 @@ def _index(device: str) -> int:
 
 @cache
 def _handle(index: int) -> tuple[Any, threading.Lock]:
-    """cuDNN's handle for a CUDA device, and the lock of whoever sets its stream."""
+    """cuDNN's handle for a CUDA device, and the lock of whoever sets its stream.
+
+    Raises:
+        BackendUnavailable: torch or cuDNN finds no such device.
+    """
     import cudnn
     import torch
 
-    with torch.cuda.device(index):
-        return cudnn.create_handle(), threading.Lock()
-
-
-def build_graph(operation: Operation, first: str, **where: Any) -> Any:
-    """cuDNN's graph of a `peregrine.Conv`, checked by cuDNN; sums are float32.
-
-    Args:
-        first: `bias` or `residual`, whichever is added first.
-        where: `handle` of the device, or `device_property` of one that need not be here.
-    """
-    import cudnn
-
-    x, weight, bias, residual = (*operation.inputs, None, None)[:4]
-    output = operation.outputs[0]
-    assert x is not None
-    assert weight is not None
-    assert weight.shape is not None
-    biased = bias is not None or _adds_zeros(operation)
-    float32 = cudnn.data_type.FLOAT
-    graph = cudnn.pygraph(
-        io_data_type=_data_type(x),
-        intermediate_data_type=float32,
-        compute_data_type=float32,
-        **where,
-    )
-    channels, window = weight.shape[0], Window.read(operation.attributes)
-    top, left, bottom, right = window.pads
-    y = graph.conv_fprop(
-        image=_tensor(graph, x, _X),
-        weight=_tensor(graph, _packed(weight), _W),
-        pre_padding=[top, left],
-        post_padding=[bottom, right],
-        stride=list(window.strides),
-        dilation=list(window.dilations),
-    )
-    for addend in (first, "residual" if first == "bias" else "bias"):
-        if addend == "bias" and biased:
-            row = TensorType.channels_last(weight.dtype, (1, channels, 1, 1))
-            y = graph.bias(input=y, bias=_tensor(graph, row, _B))
-        elif addend == "residual" and residual is not None:
-            y = graph.add(a=y, b=_tensor(graph, residual, _Z))
-    y = _activate(graph, y, Activation.read(operation.attributes))
-    y.set_output(True).set_uid(_Y).set_data_type(_data_type(output))
-    y.set_dim(list(output.shape or ())).set_stride(list(nhwc_strides(output) or ()))
-    if x.dtype == "float32" and not operation.tf32:
-        notes = cudnn.numerical_note
-        graph.deselect_numeric_notes([notes.TENSOR_CORE, notes.DOWN_CONVERT_INPUTS])
-    graph.validate()
-    graph.build_operation_graph()
-    return graph
-
-
-def _activate(graph: Any, y: Any, activation: Activation) -> Any:
-    """cuDNN's node for an activation of `_ACTIVATIONS`."""
-    alpha, beta = activation.alpha, activation.beta
-    match activation.kind:
-        case ActivationKind.IDENTITY:
-            return y
-        case ActivationKind.RELU:
-            return graph.relu(y)
-        case ActivationKind.CLIP:
-            upper = beta if beta < _FLOAT32_MAX else None
-            return graph.relu(y, lower_clip=alpha, upper_clip=upper)
-        case ActivationKind.LEAKY_RELU:
-            return graph.leaky_relu(y, alpha)
-        case ActivationKind.SILU:
-            return graph.swish(y)
-        case ActivationKind.GELU_TANH:
-            return graph.gelu_approx_tanh(y)
-        case kind:
-            return getattr(graph, kind.value)(y)
-
-
-def _tensor(graph: Any, tensor: TensorType, uid: int) -> Any:
-    return graph.tensor(
-        dim=list(tensor.shape or ()),
-        stride=list(nhwc_strides(tensor) or ()),
-        data_type=_data_type(tensor),
-        uid=uid,
-    )
-
-
-def _packed(weight: TensorType) -> TensorType:
-    """W as `pack` lays it out."""
-    assert weight.shape is not None
-    o, c, h, w = weight.shape
-    return TensorType.channels_last(weight.dtype, (o, c, h, w))
-
-
-def nhwc_strides(tensor: TensorType) -> tuple[int, int, int, int] | None:
-    """The strides of an image with adjacent channels, with one rule for dimensions of one element,
-    whose strides may be anything: those of a tensor where they had more. None for other images."""
-    if tensor.shape is None or tensor.strides is None or len(tensor.shape) != 4:
-        return None
-    n, c, h, w = tensor.shape
-    n_stride, c_stride, h_stride, w_stride = tensor.strides
-    if c > 1 and c_stride != 1:
-        return None
-    if w == 1:  # the distance between neighbours of the innermost dimension that has any
-        w_stride = h_stride if h > 1 else n_stride if n > 1 else c
-    if h == 1:
-        h_stride = w * w_stride
-    if n == 1:
-        n_stride = h * h_stride
-    if not (w_stride >= c and h_stride >= w * w_stride and n_stride >= h * h_stride):
-        return None
-    return n_stride, 1, h_stride, w_stride
+    try:
+        with torch.cuda.device(index):
+            return cudnn.create_handle(), threading.Lock()
+    except (AssertionError, RuntimeError) as error:
+        raise BackendUnavailable(
+            f"cuDNN cannot use cuda:{index}: {_first_line(error)}",
+            fix="Check `nvidia-smi`, and that torch is a CUDA build: pip install torch",
+        ) from error
 
 
 def _refusal(operation: Operation, device: Device) -> str:
@@ -388,7 +313,7 @@ def _refusal(operation: Operation, device: Device) -> str:
     assert weight is not None
     output = operation.outputs[0]
     present = [t for t in (x, weight, residual, output) if t is not None]
-    if unknown := {t.dtype for t in present} - set(_DTYPES):
+    if unknown := {t.dtype for t in present} - set(DTYPES):
         return f"cuDNN's convolutions do not take {', '.join(sorted(unknown))}"
     if x.dtype != weight.dtype:
         return "cuDNN's convolutions take X and W of one dtype"
@@ -396,15 +321,9 @@ def _refusal(operation: Operation, device: Device) -> str:
         if tensor is not None and nhwc_strides(tensor) is None:
             return f"cudnn_graph needs {what} with adjacent channels (NHWC)"
     kind = Activation.read(operation.attributes).kind
-    if kind not in _ACTIVATIONS:
+    if kind not in ACTIVATIONS:
         return f"cuDNN does not fuse {kind}"
     return ""
-
-
-def _data_type(tensor: TensorType) -> Any:
-    import cudnn
-
-    return getattr(cudnn.data_type, _DTYPES[tensor.dtype])
 
 
 def _address(tensor: torch.Tensor) -> int:
