@@ -23,7 +23,7 @@ def arrays(seed: int = 0, dtype: type = np.float32):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
 def test_alone_it_keeps_its_weights_and_geometry(dtype):
-    make, feeds, constants = arrays(1, dtype)
+    _, feeds, constants = arrays(1, dtype)
     body = "y = Conv<pads=[2,0,1,3], strides=[2,1], dilations=[1,2]>(x, w, b)"
     model = prove(FuseConv(), graph(body, feeds, constants, opset=22), feeds)
     assert operators(model) == ["Conv"]
@@ -125,14 +125,14 @@ def test_only_the_first_sum_with_a_tensor_is_taken():
 
 
 def test_an_output_of_the_graph_ends_the_fusion():
-    make, feeds, constants = arrays(10)
+    _, feeds, constants = arrays(10)
     for outputs in (("y", "c"), ("c", "y")):
         model = graph(CONV + "y = Relu(c)", feeds, constants, outputs=outputs)
         assert operators(prove(FuseConv(), model, feeds)) == ["Conv", "Relu"]
 
 
 def test_a_second_reader_ends_the_fusion():
-    make, feeds, constants = arrays(11)
+    _, feeds, constants = arrays(11)
     body = CONV + "r = Relu(c)\ny = Add(c, r)"
     model = prove(FuseConv(), graph(body, feeds, constants), feeds)
     assert operators(model) == ["Conv", "Relu", "Add"]
@@ -161,7 +161,7 @@ def test_a_sum_that_broadcasts_the_convolution_stays():
 
 
 def test_weights_or_a_bias_that_are_computed_are_left_alone():
-    make, feeds, constants = arrays(14)
+    _, feeds, constants = arrays(14)
     for name in ("w", "b"):
         computed = {name: constants[name]}
         kept = {key: value for key, value in constants.items() if key != name}
@@ -188,7 +188,7 @@ def test_a_residual_of_another_graph_is_read_and_its_sum_there_is_not_taken():
 
 
 def test_a_convolution_in_a_branch_is_fused_there():
-    make, feeds, constants = arrays(17)
+    _, feeds, constants = arrays(17)
     feeds["yes"] = np.array(True)
     branches = (
         "then_branch=t () => (float[2,5,9,7] p) {c = Conv<pads=[1,1,1,1]>(x, w, b) p = Relu(c)}, "
