@@ -27,8 +27,8 @@ from peregrine.compiler.tactics._cudnn import (
     Z,
     adds_zeros,
     build_graph,
-    nhwc_strides,
     keeps_float32,
+    nhwc_strides,
 )
 from peregrine.compiler.tactics.base import Config, Device, Launch, Tactic
 from peregrine.errors import BackendUnavailable, Unsupported

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from functools import cache
 from importlib import import_module
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from peregrine.compiler.tactics.base import Tactic
@@ -36,11 +35,7 @@ everything last: where predictions are equal, the earlier one is tried first."""
 
 def tactics() -> tuple[Tactic, ...]:
     """Every tactic, in a fixed order; each says itself where its library is missing."""
-    return tuple(get(name) for name in _TACTICS if _is_here(name))
-
-
-def _is_here(name: str) -> bool:
-    return find_spec(f"{_PACKAGE}.{_TACTICS[name].partition(':')[0]}") is not None
+    return tuple(get(name) for name in _TACTICS)
 
 
 @cache
