@@ -5,16 +5,24 @@ from __future__ import annotations
 import re
 from html.parser import HTMLParser
 
+import onnx
 import pytest
 import torch
 from typer.testing import CliRunner
 
 from peregrine.cli.app import app
+from peregrine.compiler.autotune import Autotuner
+from peregrine.compiler.build import build
+from peregrine.compiler.devices import describe
 from peregrine.compiler.engine import save
 from peregrine.compiler.explain import explain
+from peregrine.compiler.fingerprint import fingerprint
 from peregrine.compiler.tactics.base import Device
+from peregrine.model.load import load
 from peregrine.report.html.engine import engine_page
+from peregrine.types import Precision
 from small_plan import FINGERPRINT, small_plan
+from tiny_model import tiny_graph
 
 _VOID = {"br", "meta", "wbr"}
 
@@ -26,6 +34,30 @@ def engine(tmp_path):
     plans = [small_plan("<b>net</b>", batch) for batch in (1, 8)]
     save(tmp_path / "engine", plans, [weights, weights], FINGERPRINT, device=device)
     return tmp_path / "engine"
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """What the compiler makes of a real graph on the CPU, where nothing is timed."""
+    home = tmp_path_factory.mktemp("built")
+    onnx.save(tiny_graph(), home / "tiny.onnx")
+    model = load(home / "tiny.onnx", home / "model")
+    lowered = build(model, model.sizes(2), Precision.FP32, Autotuner(describe("cpu")))
+    save(home / "engine", [lowered.plan], [lowered.weights], fingerprint("cpu"),
+         device=describe("cpu"))  # fmt: skip
+    return home / "engine", lowered.plan
+
+
+def test_a_real_engine(built):
+    home, plan = built
+    code, said = _say("explain", home)
+    assert code == 0
+    assert f"{len(plan.steps)} step" in said
+    assert "none was timed" in said
+    (found,) = explain(home).plans
+    assert max(found.alive) == plan.memory.lower_bound
+    assert len(found.steps) == len(plan.steps)
+    _Page(engine_page(explain(home)))
 
 
 def _say(*arguments: object, width: int = 200) -> tuple[int, str]:
@@ -44,7 +76,7 @@ def test_every_step_is_told(engine, width):
     assert "<b>net</b> fp16, batch=8" in words
     assert "NVIDIA H200, 790 TFLOP/s" in words
     for part in ("peregrine.Conv", "MaxPool", "peregrine.PoolLinear", "c1 + 2", "triton_gemm",
-                 "0.0200", "83.3%", "3 steps from 5 nodes", "lower bound", "a note"):  # fmt: skip
+                 "20.0", "83.3%", "3 steps from 5 nodes", "lower bound", "a note"):  # fmt: skip
         assert part in words, part
     assert "cudnn" in words
     assert "had one tactic" in words
@@ -101,7 +133,7 @@ def test_the_page_is_whole_and_loads_nothing(engine, tmp_path):
     assert page.count('class="block"') == 2 * 2
     words = " ".join(" ".join(found.text).split())
     for part in ("Time by step at batch=8", "Memory at batch=1", "relative error 0.3 > 0.01",
-                 "0.0200 ms", "cudnn 0.0250 ms", "580.1", "bn1"):  # fmt: skip
+                 "20.0 µs", "cudnn 25.0 µs", "580.1", "bn1"):  # fmt: skip
         assert part in words, part
 
 

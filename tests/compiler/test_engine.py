@@ -15,7 +15,6 @@ import torch
 
 from peregrine.compiler import engine
 from peregrine.compiler.engine import differences, load, save
-from peregrine.compiler.fingerprint import fingerprint
 from peregrine.compiler.tactics.base import Device
 from peregrine.errors import BundleCorrupt, BundleError
 from small_plan import FINGERPRINT, small_plan
@@ -251,15 +250,6 @@ def test_what_differs_is_named(saved):
         ("triton", "3.6.0", ""),
         ("cudnn", "", "9.19"),
     ]
-
-
-def test_a_fingerprint_of_the_cpu():
-    found = fingerprint("cpu")
-    assert found == fingerprint("cpu")
-    assert found["device"] == "cpu"
-    assert found["torch"] == torch.__version__.partition("+")[0] or found["torch"]
-    assert found["cpu"]
-    assert all(isinstance(value, str) for value in found.values())
 
 
 def test_an_engine_replaces_an_engine_and_nothing_else(saved, tmp_path):

@@ -66,6 +66,13 @@ def test_the_runner_up_is_the_best_that_may_compete():
     assert conv.runner_up.tactic == "cudnn"
     assert len(conv.others) == 3
     assert pool.runner_up is None
+    again = Timed(tactic="triton_gemm", config={"block_m": 32}, ms=0.021)
+    step = msgspec.structs.replace(small_plan().steps[0], runners_up=(again, *conv.others))
+    plan = msgspec.structs.replace(small_plan(), steps=(step,))
+    assert explain_plan(plan, H200).steps[0].runner_up.tactic == "cudnn"
+    step = msgspec.structs.replace(step, runners_up=(again,))
+    plan = msgspec.structs.replace(small_plan(), steps=(step,))
+    assert explain_plan(plan, H200).steps[0].runner_up == again
     refused = Timed(tactic="wrong", ms=0.001, refused="relative error 0.5")
     step = msgspec.structs.replace(small_plan().steps[0], runners_up=(refused,))
     plan = msgspec.structs.replace(small_plan(), steps=(step,))

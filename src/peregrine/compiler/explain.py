@@ -42,7 +42,8 @@ class ExplainedStep:
     error: float | None
     """Relative error against the reference."""
     runner_up: Timed | None
-    """The best of the other tactics that were timed."""
+    """The fastest of the other tactics, or where there is none, of the tactic's other
+    configurations."""
     others: tuple[Timed, ...]
     """All that were tried beside the chosen one."""
 
@@ -183,7 +184,6 @@ def _step(number: int, step: Step, total: float, device: Device) -> ExplainedSte
     least = roofline_s(spent, device, dtype=dtype, tf32=operation.tf32)
     moving = spent.bytes / device.bandwidth
     ms = step.chosen.ms
-    timed = [one for one in step.runners_up if one.ms is not None and not one.refused]
     return ExplainedStep(
         number=number,
         name=step.name,
@@ -197,9 +197,18 @@ def _step(number: int, step: Step, total: float, device: Device) -> ExplainedSte
         roofline_ms=1e3 * least,
         bound="" if least <= 0 else "memory" if moving >= least else "compute",
         error=step.chosen.error,
-        runner_up=min(timed, key=lambda one: one.ms or 0.0, default=None),
+        runner_up=_runner_up(step),
         others=step.runners_up,
     )
+
+
+def _runner_up(step: Step) -> Timed | None:
+    timed = [
+        (one.tactic == step.chosen.tactic, one.ms, i)
+        for i, one in enumerate(step.runners_up)
+        if one.ms is not None and not one.refused
+    ]
+    return step.runners_up[min(timed)[2]] if timed else None
 
 
 # Words

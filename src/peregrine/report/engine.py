@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from peregrine.compiler.explain import ExplainedPlan, ExplainedStep, Explanation
-from peregrine.compiler.plan import Memory, Timed
+from peregrine.compiler.plan import Memory
 from peregrine.report import figures
 from peregrine.report.words import plain
 
@@ -44,6 +46,28 @@ def _say(console: Console, text: str, style: str = "") -> None:
 # Words that the page has too
 
 
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """Of the steps' times: microseconds where none takes a tenth of a millisecond."""
+
+    name: str
+    per_ms: float
+
+    @classmethod
+    def of(cls, plan: ExplainedPlan) -> Unit:
+        longest = max((step.ms or 0.0 for step in plan.steps), default=0.0)
+        return cls("ms", 1.0) if longest >= 0.1 else cls("\N{MICRO SIGN}s", 1e3)
+
+    def number(self, ms: float | None) -> str:
+        return figures.number(None if ms is None else ms * self.per_ms)
+
+    def words(self, ms: float | None) -> str:
+        """With the unit; a millisecond and more, as sums may be, in milliseconds."""
+        if ms is None:
+            return figures.MISSING
+        return f"{figures.number(ms)} ms" if ms >= 1 else f"{self.number(ms)} {self.name}"
+
+
 def title(plan: ExplainedPlan) -> str:
     """`resnet50 fp16, batch=256`."""
     dims = ", ".join(f"{name}={size}" for name, size in plan.dims.items())
@@ -60,14 +84,16 @@ def device_words(explained: Explanation) -> str:
 
 def summary(plan: ExplainedPlan) -> list[str]:
     """What all steps take together, and whose time it is."""
-    nodes = sum(len(step.sources) for step in plan.steps)
+    nodes, unit = sum(len(step.sources) for step in plan.steps), Unit.of(plan)
     steps = figures.count(len(plan.steps), "step")
     made = f" from {figures.count(nodes, 'node')}" if nodes else ""
     if plan.untimed == len(plan.steps):
-        return [f"{steps}{made}; none was timed: there was nothing to choose from."]
+        return [
+            f"{steps}{made}; none was timed. Tactics compete on a GPU, where there are several."
+        ]
     lines = [
-        f"{steps}{made}: {figures.number(plan.total_ms)} ms, each timed alone; "
-        f"roofline {figures.number(plan.roofline_ms)} ms, {figures.share(plan.achieved)} achieved."
+        f"{steps}{made}: {unit.words(plan.total_ms)}, each timed alone; "
+        f"roofline {unit.words(plan.roofline_ms)}, {figures.share(plan.achieved)} achieved."
     ]
     if plan.untimed:
         lines.append(f"{figures.count(plan.untimed, 'step')} had one tactic, and were not timed.")
@@ -96,46 +122,44 @@ def memory_rows(memory: Memory) -> list[tuple[str, str, str]]:
 
 def size(count: int) -> str:
     """Bytes below 0.1 MiB as KiB."""
+    if not count:
+        return "none"
     return figures.memory(count / MIB) if count >= MIB / 10 else f"{count / 1024:,.1f} KiB"
 
 
-def runner_up(step: ExplainedStep) -> str:
-    """`cudnn 0.021 ms (1.05x)`, or a dash."""
+def runner_up(step: ExplainedStep, unit: Unit) -> str:
+    """`cudnn 21.0 µs (1.05x)`, or a dash."""
     best = step.runner_up
     if best is None or best.ms is None:
         return figures.MISSING
     ratio = f" ({figures.times(best.ms / step.ms)})" if step.ms else ""
-    return f"{best.tactic} {figures.number(best.ms)} ms{ratio}"
-
-
-def refused(others: tuple[Timed, ...]) -> list[Timed]:
-    """Those that were not let in."""
-    return [one for one in others if one.refused]
+    return f"{best.tactic} {unit.words(best.ms)}{ratio}"
 
 
 # Tables
 
 
 def _steps(plan: ExplainedPlan, wide: bool, top: int | None) -> Table:
+    unit = Unit.of(plan)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("#", justify="right")
     table.add_column("step", overflow="fold", ratio=3)
     if wide:
         table.add_column("tactic", overflow="fold", ratio=2)
-    for head in ("ms", "share", "roofline", "achieved"):
+    for head in (unit.name, "share", "roofline", "achieved"):
         table.add_column(head, justify="right", no_wrap=True)
     if wide:
         table.add_column("runner-up", overflow="fold", ratio=1)
     for step in plan.longest(top):
         what, how = _what(step), _how(step)
-        times = [figures.number(step.ms), figures.share(step.share),
-                 figures.number(step.roofline_ms), figures.share(step.achieved)]  # fmt: skip
+        times = [unit.number(step.ms), figures.share(step.share),
+                 unit.number(step.roofline_ms), figures.share(step.achieved)]  # fmt: skip
         if wide:
-            cells = [what, how, *map(Text, times), Text(runner_up(step))]
+            cells = [what, how, *map(Text, times), Text(runner_up(step, unit))]
         else:
             what = Text("\n").join([what, how])
             if step.runner_up is not None:
-                what.append(f"\nnext: {runner_up(step)}", "dim")
+                what.append(f"\nnext: {runner_up(step, unit)}", "dim")
             cells = [what, *map(Text, times)]
         table.add_row(Text(f"{step.number}"), *cells)
     return table

@@ -9,6 +9,7 @@ from peregrine.compiler.explain import ExplainedPlan, ExplainedStep, Explanation
 from peregrine.report import figures
 from peregrine.report.engine import (
     MIB,
+    Unit,
     device_words,
     memory_rows,
     runner_up,
@@ -97,7 +98,7 @@ def _hues(explained: Explanation) -> dict[str, str]:
 
 
 def _outcome(plan: ExplainedPlan) -> Markup:
-    memory, timed = plan.memory, plan.untimed < len(plan.steps)
+    memory, timed, unit = plan.memory, plan.untimed < len(plan.steps), Unit.of(plan)
     nodes = sum(len(step.sources) for step in plan.steps)
     tiles = [
         (f"{len(plan.steps):,}", "steps", f"from {figures.count(nodes, 'node')}" if nodes else ""),
@@ -108,9 +109,9 @@ def _outcome(plan: ExplainedPlan) -> Markup:
     ]  # fmt: skip
     if timed:
         tiles = [
-            (f"{figures.number(plan.total_ms)} ms", "all steps", "each timed alone"),
+            (unit.words(plan.total_ms), "all steps", "each timed alone"),
             (figures.share(plan.achieved), "of the roofline",
-             f"{figures.number(plan.roofline_ms)} ms at the least"),
+             f"{unit.words(plan.roofline_ms)} at the least"),
             *tiles,
         ]  # fmt: skip
     return el(
@@ -132,15 +133,17 @@ def _outcome(plan: ExplainedPlan) -> Markup:
 
 def _columns(plan: ExplainedPlan, hues: Mapping[str, str]) -> Markup:
     """A column a step, as high as its time, with its roofline in it."""
-    y = Axis("time, ms", Scale(0.0, 1.05 * max(step.ms or 0.0 for step in plan.steps)))
+    unit = Unit.of(plan)
+    most = max(step.ms or 0.0 for step in plan.steps) * unit.per_ms
+    y = Axis(f"time, {unit.name}", Scale(0.0, 1.05 * most))
     wide = BOX / len(plan.steps)
     drawn: list[Node] = []
     for step in plan.steps:
         if step.ms is None:
             continue
-        left, high = wide * (step.number - 1), y.scale(step.ms)
-        least = BOX - y.scale(min(step.roofline_ms, step.ms))
-        tip = f"{step.number}. {_label(step)}: {_figures(step)}"
+        left, high = wide * (step.number - 1), y.scale(step.ms * unit.per_ms)
+        least = BOX - y.scale(min(step.roofline_ms, step.ms) * unit.per_ms)
+        tip = f"{step.number}. {_label(step)}: {_figures(step, unit)}"
         drawn.append(
             el("g", el("title", tip),
                _rect(left, 0, wide, BOX, "cell"),
@@ -218,19 +221,21 @@ def _legend(plan: ExplainedPlan, hues: Mapping[str, str]) -> Markup:
 def _longest(plan: ExplainedPlan, hues: Mapping[str, str]) -> Markup:
     """The steps that take longest: measured, and the roofline as a mark on the bar."""
     steps = [step for step in plan.longest(_LONGEST) if step.ms is not None]
-    axis = Axis("time, ms; the mark is the roofline", Scale(0.0, 1.02 * (steps[0].ms or 0.0)))
+    unit = Unit.of(plan)
+    most = (steps[0].ms or 0.0) * unit.per_ms
+    axis = Axis(f"time, {unit.name}; the mark is the roofline", Scale(0.0, 1.02 * most))
     drawn = []
     for step in steps:
-        at, least = axis.scale(step.ms or 0.0), axis.scale(step.roofline_ms)
+        at, least = (axis.scale((ms or 0.0) * unit.per_ms) for ms in (step.ms, step.roofline_ms))
         strip = track(
             track_grid(axis), _rect(0, 220, at, 560, "bar"),
             el("path", d=f"M{least:.1f} 80V920", class_="floor"),
-            class_="strip", height=20, label=f"{_label(step)}: {_figures(step)}",
+            class_="strip", height=20, label=f"{_label(step)}: {_figures(step, unit)}",
         )  # fmt: skip
         head = el(
             "div",
             el("span", f"{step.number}. ", breakable(_label(step)), class_="name"),
-            el("span", el("b", f"{figures.number(step.ms)} ms"),
+            el("span", el("b", unit.words(step.ms)),
                f" {figures.share(step.share)} of all, {figures.share(step.achieved)} achieved,"
                f" {step.tactic}", class_="value"),
             class_="head",
@@ -240,6 +245,7 @@ def _longest(plan: ExplainedPlan, hues: Mapping[str, str]) -> Markup:
 
 
 def _tactics(plan: ExplainedPlan, hues: Mapping[str, str]) -> Markup:
+    unit = Unit.of(plan)
     axis = Axis("share of the steps' time, %", Scale(0.0, 100.0), unit="%")
     drawn = []
     for name, count, ms in plan.tactics:
@@ -248,7 +254,7 @@ def _tactics(plan: ExplainedPlan, hues: Mapping[str, str]) -> Markup:
             track_grid(axis), _rect(0, 220, axis.scale(100 * share), 560, "bar"),
             class_="strip", height=20, label=f"{name}: {figures.share(share)}",
         )  # fmt: skip
-        value = el("span", el("b", figures.share(share)), f" {figures.number(ms)} ms in "
+        value = el("span", el("b", figures.share(share)), f" {unit.words(ms)} in "
                    f"{figures.count(count, 'step')}", class_="value")  # fmt: skip
         head = el("div", el("span", name, class_="name"), value, class_="head")
         drawn.append(el("div", head, strip, class_="row", style=_colour(hues[name])))
@@ -263,7 +269,8 @@ def _colour(hue: str) -> str:
 
 
 def _steps(plan: ExplainedPlan, hues: Mapping[str, str]) -> Markup:
-    head = ("step", _left("tactic"), "#", "ms", "share", "roofline ms", _left("bound by"),
+    unit = Unit.of(plan)
+    head = ("step", _left("tactic"), "#", unit.name, "share", f"roofline {unit.name}", "bound by",
             "achieved", _left("runner-up"), "error")  # fmt: skip
     body: list[Sequence[Node]] = []
     for step in plan.steps:
@@ -272,22 +279,24 @@ def _steps(plan: ExplainedPlan, hues: Mapping[str, str]) -> Markup:
         body.append([
             join((_operator(step), " ", step.sizes, el("div", breakable(named), class_="aside"))),
             el("td", spot, step.tactic, el("div", step.config, class_="aside"), class_="tactic"),
-            f"{step.number}", figures.number(step.ms), figures.share(step.share),
-            figures.number(step.roofline_ms), el("td", step.bound or figures.MISSING),
-            figures.share(step.achieved), el("td", runner_up(step)), figures.error(step.error),
+            f"{step.number}", unit.number(step.ms), figures.share(step.share),
+            unit.number(step.roofline_ms), step.bound or figures.MISSING,
+            figures.share(step.achieved), el("td", runner_up(step, unit)),
+            figures.error(step.error),
         ])  # fmt: skip
     return table(head, body, label="Steps")
 
 
 def _tried(plan: ExplainedPlan) -> Markup | None:
     """Every tactic that was tried at each step, and why some were not let in."""
-    head = ("step", _left("tactic"), _left("configuration"), "ms", "predicted ms", "error",
-            _left("refused because"))  # fmt: skip
+    unit = Unit.of(plan)
+    head = ("step", _left("tactic"), _left("configuration"), unit.name,
+            f"predicted {unit.name}", "error", _left("refused because"))  # fmt: skip
     body: list[Sequence[Node]] = [
         [
             f"{step.number}. {_label(step)}", el("td", one.tactic),
             el("td", " ".join(f"{k}={v}" for k, v in one.config.items())),
-            figures.number(one.ms), figures.number(one.predicted_ms), figures.error(one.error),
+            unit.number(one.ms), unit.number(one.predicted_ms), figures.error(one.error),
             el("td", one.refused),
         ]
         for step in plan.steps
@@ -327,8 +336,8 @@ def _label(step: ExplainedStep) -> str:
     return f"{step.operator.removeprefix('ai.onnx.')} {step.sizes}"
 
 
-def _figures(step: ExplainedStep) -> str:
+def _figures(step: ExplainedStep, unit: Unit) -> str:
     return (
-        f"{figures.number(step.ms)} ms by {step.tactic}, roofline "
-        f"{figures.number(step.roofline_ms)} ms ({figures.share(step.achieved)} achieved)"
+        f"{unit.words(step.ms)} by {step.tactic}, roofline {unit.words(step.roofline_ms)} "
+        f"({figures.share(step.achieved)} achieved)"
     )

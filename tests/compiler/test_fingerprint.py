@@ -1,0 +1,47 @@
+"""What timings and engines are valid for."""
+
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+import torch
+
+from peregrine.compiler.fingerprint import differences, fingerprint
+
+
+def test_a_cpu_is_itself_and_changes_with_its_threads():
+    found = fingerprint("cpu")
+    assert found == fingerprint("cpu")
+    assert found["device"] == "cpu"
+    assert found["cpu"]
+    assert torch.__version__.startswith(found["torch"].partition("+")[0])
+    assert "gpu" not in found
+    assert all(isinstance(value, str) for value in found.values())
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(before + 1)
+        assert differences(found, fingerprint("cpu")) == [("threads", str(before), str(before + 1))]
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.gpu
+def test_a_gpu_by_what_the_driver_says():
+    found = fingerprint("cuda:0")
+    asked = "--query-gpu=name,driver_version,compute_cap"
+    said = subprocess.run(
+        ["nvidia-smi", asked, "--format=csv,noheader", "--id=0"],
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    name, driver, capability = (word.strip() for word in said.split(","))
+    assert (found["gpu"], found["driver"], found["capability"]) == (name, driver, capability)
+    assert found["cuda"] == torch.version.cuda
+    assert found["cudnn"].isdigit()
+
+
+def test_fields_that_one_has_not_are_empty_there():
+    assert differences({"a": "1", "b": "2"}, {"b": "3", "c": "4"}) == [
+        ("a", "1", ""), ("b", "2", "3"), ("c", "", "4")
+    ]  # fmt: skip
+    assert differences({"a": "1"}, {"a": "1"}) == []
