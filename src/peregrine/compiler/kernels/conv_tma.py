@@ -21,7 +21,7 @@ from peregrine.compiler.kernels.pdl import launch_dependents, wait
 
 
 @triton.jit
-def _fetch(
+def fetch(
     x,
     n,
     h,
@@ -56,6 +56,35 @@ def _fetch(
             box = x.load([n, h + down_s, odd_h, w + right_s, odd_w * X_STRIDE + c])
         box = box.reshape(BLOCK_M, BLOCK_K)
     return box
+
+
+@triton.jit
+def pixels_of_box(
+    box,
+    N,
+    OH: tl.constexpr,
+    OW: tl.constexpr,
+    BOX_N: tl.constexpr,
+    BOX_H: tl.constexpr,
+    BOX_W: tl.constexpr,
+):
+    """Image, row and column where a box begins, and the number of each of its pixels: that of none,
+    N * OH * OW, for those beyond the image, which `finish` masks."""
+    TILES_H: tl.constexpr = (OH + BOX_H - 1) // BOX_H
+    TILES_W: tl.constexpr = (OW + BOX_W - 1) // BOX_W
+    w0 = (box % TILES_W) * BOX_W
+    h0 = ((box // TILES_W) % TILES_H) * BOX_H
+    n0 = (box // (TILES_W * TILES_H)) * BOX_N
+    row = tl.arange(0, BOX_N * BOX_H * BOX_W)
+    n = n0 + row // (BOX_H * BOX_W)
+    oh = h0 + (row // BOX_W) % BOX_H
+    ow = w0 + row % BOX_W
+    inside = n < N
+    if OH % BOX_H != 0:
+        inside = inside & (oh < OH)
+    if OW % BOX_W != 0:
+        inside = inside & (ow < OW)
+    return n0, h0, w0, tl.where(inside, (n * OH + oh) * OW + ow, N * (OH * OW))
 
 
 @triton.jit(do_not_specialize=["N"])
@@ -129,34 +158,20 @@ def conv_tma(
     end = tiles if PERSISTENT else tl.program_id(0) + 1
     for tile in tl.range(tl.program_id(0), end, tl.num_programs(0), flatten=PERSISTENT):
         o0 = (tile % TILES_N) * BLOCK_N
-        box = tile // TILES_N
-        w0 = (box % TILES_W) * BOX_W
-        h0 = ((box // TILES_W) % TILES_H) * BOX_H
-        n0 = (box // (TILES_W * TILES_H)) * BOX_N
+        n0, h0, w0, rows = pixels_of_box(tile // TILES_N, N, OH, OW, BOX_N, BOX_H, BOX_W)
 
         acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
         for step in range(first, last):
             tap = step // BLOCKS_C
             c = (step % BLOCKS_C) * BLOCK_K
-            a = _fetch(
+            a = fetch(
                 x, n0, h0, w0, c, tap,
                 RANK, KW, STRIDE, PAD_H, PAD_W, DILATION_H, DILATION_W, X_STRIDE, BLOCK_M, BLOCK_K,
             )  # fmt: skip
             b = w.load([o0, step * BLOCK_K])
             acc = tl.dot(a, b.T, acc)
 
-        row = tl.arange(0, BLOCK_M)
-        n = n0 + row // (BOX_H * BOX_W)
-        oh = h0 + (row // BOX_W) % BOX_H
-        ow = w0 + row % BOX_W
         M = N * (OH * OW)
-        inside = n < N
-        if OH % BOX_H != 0:
-            inside = inside & (oh < OH)
-        if OW % BOX_W != 0:
-            inside = inside & (ow < OW)
-        # Pixels beyond the image get a number that `finish` masks.
-        rows = tl.where(inside, (n * OH + oh) * OW + ow, M)
         columns = o0 + tl.arange(0, BLOCK_N)
         if SPLIT_K == 1:
             finish(
@@ -164,7 +179,7 @@ def conv_tma(
                 O, Z_STRIDE, Y_STRIDE, BLOCK_N, HAS_BIAS, HAS_Z, KIND, ALPHA, BETA, WIDE,
             )  # fmt: skip
         else:
-            within = row[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
+            within = tl.arange(0, BLOCK_M)[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
             mine = partials + tile * (SPLIT_K * BLOCK_M * BLOCK_N) + within
             tl.store(mine + tl.program_id(1) * (BLOCK_M * BLOCK_N), acc)
             tl.debug_barrier()

@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from peregrine.compiler.operation import Operation, TensorType
 from peregrine.compiler.operators import Activation, Fused, Window
+from peregrine.compiler.tactics import _triton
 from peregrine.compiler.tactics._tiles import Product
 
 if TYPE_CHECKING:
     import torch
 
+DTYPES = ("float16", "bfloat16", "float32")
+"""Of what the kernels read and write."""
 _WIDE = 2**31 - 1
 
 
@@ -216,29 +219,57 @@ def pack_bias(bias: torch.Tensor, block_n: int) -> torch.Tensor:
     return functional.pad(bias.float(), (0, -bias.shape[0] % block_n)).contiguous()
 
 
-def input_view(layer: Layer) -> tuple[list[int], list[int]]:
-    """Sizes and strides in elements of X as `box_rank` dimensions."""
-    x, (height, width), stride = layer.x_stride, layer.image, layer.window.strides[0]
+def read_layer(operation: Operation) -> Layer:
+    """Of an operation that a tactic said it supports.
+
+    Raises:
+        ValueError: it does not.
+    """
+    layer = Layer.read(operation)
+    if isinstance(layer, str):
+        raise ValueError(layer)
+    return layer
+
+
+def precisions(operation: Operation) -> tuple[str, ...]:
+    """How float32 products may be made: by three TF32 products, which keep float32's accuracy, by
+    one where the caller allows it, or without tensor cores. Other dtypes know one way."""
+    kind = operation.inputs[0]
+    assert kind is not None
+    if kind.dtype != "float32":
+        return ("upcast",) if _triton.interpreted() else ("ieee",)
+    return ("tf32", "tf32x3") if operation.tf32 else ("tf32x3", "ieee")
+
+
+def input_view(layer: Layer, x: torch.Tensor, box: tuple[int, int, int], block_k: int) -> Any:
+    """A descriptor of X in `box_rank` dimensions, for requests of `block_k` channels of what one
+    tap reads for a box of output pixels."""
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    (height, width), stride = layer.image, layer.window.strides[0]
+    pixel, row, image = layer.x_stride, width * layer.x_stride, height * width * layer.x_stride
+    images, rows, columns = box
     if layer.box_rank == 2:
-        return [layer.images, layer.channels], [x, 1]
-    row, image = width * x, height * width * x
-    if layer.box_rank == 5:
-        return (
-            [
-                layer.images,
-                height // stride,
-                stride,
-                width // stride,
-                (stride - 1) * x + layer.channels,
-            ],
-            [image, stride * row, row, stride * x, 1],
-        )
-    if stride > 1:
-        height, width = layer.grid
-    return [layer.images, height, width, layer.channels], [image, stride * row, stride * x, 1]
+        sizes, strides = [layer.images, layer.channels], [pixel, 1]
+        request = [images, block_k]
+    elif layer.box_rank == 4:
+        if stride > 1:
+            height, width = layer.grid
+        sizes = [layer.images, height, width, layer.channels]
+        strides = [image, stride * row, stride * pixel, 1]
+        request = [images, rows, columns, block_k]
+    else:
+        both = (stride - 1) * pixel + layer.channels
+        sizes = [layer.images, height // stride, stride, width // stride, both]
+        strides = [image, stride * row, row, stride * pixel, 1]
+        request = [images, rows, 1, columns, block_k]
+    return TensorDescriptor(x, sizes, strides, request)
 
 
-def input_box(layer: Layer, box: tuple[int, int, int], block_k: int) -> list[int]:
-    """What one request fetches of it, for a tile of `box` output pixels."""
-    n, h, w = box
-    return {2: [n, block_k], 4: [n, h, w, block_k], 5: [n, h, 1, w, block_k]}[layer.box_rank]
+def weight_view(packed: torch.Tensor, layer: Layer, block_n: int, block_k: int) -> Any:
+    """A descriptor of what `pack_weights` gave."""
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    rows = -(-layer.outputs // block_n) * block_n
+    depth = layer.product.steps(block_k) * block_k
+    return TensorDescriptor(packed, [rows, depth], [depth, 1], [block_n, block_k])

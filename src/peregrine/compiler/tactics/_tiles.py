@@ -117,14 +117,15 @@ class Tiling:
     def config(self) -> dict[str, int | str]:
         return asdict(self)
 
-    def tiles(self, product: Product) -> int:
-        columns = math.ceil(product.n / self.block_n)
+    def rows(self, product: Product) -> int:
+        """Tiles from top to bottom."""
         if self.fetch == "pointers":
-            return columns * math.ceil(product.m / self.block_m)
-        box = self.box(product)
-        return columns * math.prod(
-            math.ceil(size / side) for size, side in zip(product.pixels, box, strict=True)
-        )
+            return math.ceil(product.m / self.block_m)
+        sides = zip(product.pixels, self.box(product), strict=True)
+        return math.prod(math.ceil(size / side) for size, side in sides)
+
+    def tiles(self, product: Product) -> int:
+        return math.ceil(product.n / self.block_n) * self.rows(product)
 
     def box(self, product: Product) -> tuple[int, int, int]:
         """Images, rows and columns of a tile: powers of two with the product `block_m`, the fewest

@@ -10,11 +10,14 @@ from peregrine.compiler.operation import Operation
 from peregrine.compiler.operators import Fused
 from peregrine.compiler.tactics import _tiles, _triton
 from peregrine.compiler.tactics._layers import (
+    DTYPES,
     Layer,
-    input_box,
     input_view,
     pack_bias,
     pack_weights,
+    precisions,
+    read_layer,
+    weight_view,
 )
 from peregrine.compiler.tactics._tiles import Tiling
 from peregrine.compiler.tactics.base import Config, Device, Launch, Tactic
@@ -23,19 +26,8 @@ from peregrine.types import Support
 if TYPE_CHECKING:
     import torch
 
-_DTYPES = ("float16", "bfloat16", "float32")
 _TRIED = 10
 """Tilings of one operation that are compiled and timed."""
-
-
-def precisions(operation: Operation) -> tuple[str, ...]:
-    """How float32 products may be made: by three TF32 products, which keep float32's accuracy, by
-    one where the caller allows it, or without tensor cores. Other dtypes know one way."""
-    kind = operation.inputs[0]
-    assert kind is not None
-    if kind.dtype != "float32":
-        return ("upcast",) if _triton.interpreted() else ("ieee",)
-    return ("tf32", "tf32x3") if operation.tf32 else ("tf32x3", "ieee")
 
 
 class TritonConv(Tactic):
@@ -51,8 +43,8 @@ class TritonConv(Tactic):
         if missing:
             return Support.no(missing)
         kinds = [kind for kind in (*operation.inputs, *operation.outputs) if kind is not None]
-        if any(kind.dtype not in _DTYPES for kind in kinds):
-            return Support.no(f"it takes {', '.join(_DTYPES)}")
+        if any(kind.dtype not in DTYPES for kind in kinds):
+            return Support.no(f"it takes {', '.join(DTYPES)}")
         if kinds[0].dtype != kinds[1].dtype:
             return Support.no("X and W have different dtypes")
         weights = {position for position in (1, 2) if position < len(operation.inputs)}
@@ -62,7 +54,7 @@ class TritonConv(Tactic):
         return Support.no(layer) if isinstance(layer, str) else Support.yes()
 
     def configs(self, operation: Operation, device: Device) -> Sequence[Config]:
-        tilings = _tiles.best(_layer(operation).product, device)
+        tilings = _tiles.best(read_layer(operation).product, device)
         pdl = device.is_cuda and device.capability >= (9, 0)
         return [
             {**tiling.config(), "precision": precision, "pdl": pdl}
@@ -71,7 +63,7 @@ class TritonConv(Tactic):
         ]
 
     def predict(self, operation: Operation, config: Config, device: Device) -> float:
-        seconds = _tiles.predict(_layer(operation).product, Tiling.read(config), device)
+        seconds = _tiles.predict(read_layer(operation).product, Tiling.read(config), device)
         return (
             seconds
             * {"ieee": 1.0, "tf32": 1.0, "tf32x3": 3.0, "upcast": 1.0}[str(config["precision"])]
@@ -96,14 +88,14 @@ class TritonConv(Tactic):
         tiling = Tiling.read(config)
         if tiling.split_k == 1:
             return 0
-        tiles = tiling.tiles(_layer(operation).product)
+        tiles = tiling.tiles(read_layer(operation).product)
         return 4 * tiles * tiling.split_k * tiling.block_m * tiling.block_n
 
     def state(self, operation: Operation, config: Config, device: Device) -> int:
         tiling = Tiling.read(config)
         if tiling.split_k == 1 or tiling.reduce != "last":
             return 0
-        return 4 * tiling.tiles(_layer(operation).product)
+        return 4 * tiling.tiles(read_layer(operation).product)
 
     def bind(
         self,
@@ -132,7 +124,7 @@ class TritonConv(Tactic):
         """
         import torch
 
-        layer = _layer(operation)
+        layer = read_layer(operation)
         tiling = Tiling.read(config)
         if tensors is None:
             tensors = _stand_ins(operation, tiling)
@@ -191,17 +183,12 @@ def _with_pointers(
 def _with_tma(
     layer: Layer, tiling: Tiling, x: torch.Tensor, w: torch.Tensor, data: dict[str, Any]
 ) -> _triton.Kernel:
-    from triton.tools.tensor_descriptor import TensorDescriptor
-
     from peregrine.compiler.kernels import conv_tma
 
-    product = layer.product
-    box = tiling.box(product)
-    rows = -(-layer.outputs // tiling.block_n) * tiling.block_n
-    depth = product.steps(tiling.block_k) * tiling.block_k
+    box = tiling.box(layer.product)
     arguments = {
-        "x": TensorDescriptor(x, *input_view(layer), input_box(layer, box, tiling.block_k)),
-        "w": TensorDescriptor(w, [rows, depth], [depth, 1], [tiling.block_n, tiling.block_k]),
+        "x": input_view(layer, x, box, tiling.block_k),
+        "w": weight_view(w, layer, tiling.block_n, tiling.block_k),
         **data,
         "N": layer.images,
         **layer.constants(),
@@ -213,7 +200,7 @@ def _with_tma(
         "BLOCK_K": tiling.block_k,
         "PERSISTENT": tiling.programs > 0,
     }
-    grid = (tiling.programs or tiling.tiles(product), tiling.split_k)
+    grid = (tiling.programs or tiling.tiles(layer.product), tiling.split_k)
     return _triton.Kernel(
         conv_tma.conv_tma, grid, arguments, tiling.warps, tiling.stages, data["PDL"]
     )
@@ -234,13 +221,6 @@ def _reduction(layer: Layer, tiling: Tiling, data: dict[str, Any]) -> _triton.Ke
     del arguments["counters"]
     grid = (tiling.tiles(layer.product), tiling.block_m // rows)
     return _triton.Kernel(conv.reduce_splits, grid, arguments, 4, 2, data["PDL"])
-
-
-def _layer(operation: Operation) -> Layer:
-    layer = Layer.read(operation)
-    if isinstance(layer, str):
-        raise ValueError(layer)
-    return layer
 
 
 def _stand_ins(operation: Operation, tiling: Tiling) -> list[torch.Tensor | None]:
