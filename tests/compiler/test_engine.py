@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from peregrine.compiler import engine
+from peregrine.compiler import engine, fingerprint
 from peregrine.compiler.engine import differences, load, save
 from peregrine.compiler.tactics.base import Device
 from peregrine.errors import BundleCorrupt, BundleError
@@ -250,6 +250,14 @@ def test_what_differs_is_named(saved):
         ("triton", "3.6.0", ""),
         ("cudnn", "", "9.19"),
     ]
+
+
+def test_other_code_of_the_compiler_is_a_difference(saved, monkeypatch):
+    """Its tactics may read packed weights another way."""
+    found = load(saved)
+    was = fingerprint.code()
+    monkeypatch.setattr(fingerprint, "code", lambda: "another")
+    assert differences(found, FINGERPRINT) == [("code of Peregrine's compiler", was, "another")]
 
 
 def test_an_engine_replaces_an_engine_and_nothing_else(saved, tmp_path):

@@ -41,6 +41,7 @@ PLAN = "plan.json"
 WEIGHTS = "weights.safetensors"
 KERNELS = "kernels"
 _REBUILD = "Build the engine again."
+_CODE = "code of Peregrine's compiler"
 
 
 class _File(msgspec.Struct, frozen=True):
@@ -59,6 +60,7 @@ class _Contents(msgspec.Struct, frozen=True, kw_only=True):
     """What plan.json says."""
 
     fingerprint: dict[str, str]
+    code: str
     device: Device
     plans: tuple[Plan, ...]
     names: tuple[dict[str, str], ...]
@@ -85,6 +87,8 @@ class Engine:
     plans: tuple[Plan, ...]
     fingerprint: Mapping[str, str]
     """What it was tuned for."""
+    code: str
+    """Of the compiler that packed its weights, as `fingerprint.code` hashes it."""
     device: Device
     """The device it was tuned on, with its measured peaks."""
     kernels: tuple[str, ...] = ()
@@ -187,6 +191,7 @@ def load(directory: Path | str) -> Engine:
         directory=home.absolute(),
         plans=tuple(_revived(plan) for plan in contents.plans),
         fingerprint=contents.fingerprint,
+        code=contents.code,
         device=contents.device,
         kernels=tuple(n.removeprefix(prefix) for n in contents.files if n.startswith(prefix)),
         _names=contents.names,
@@ -196,8 +201,10 @@ def load(directory: Path | str) -> Engine:
 
 def differences(engine: Engine, fingerprint: Mapping[str, str]) -> list[tuple[str, str, str]]:
     """(field, what it was built with, what is here), a row for each field that differs; none where
-    its tactics were tuned for this device and these libraries."""
-    return fingerprints.differences(engine.fingerprint, fingerprint)
+    its tactics were tuned for this device and these libraries, and are what they were."""
+    return fingerprints.differences(
+        {**engine.fingerprint, _CODE: engine.code}, {**fingerprint, _CODE: fingerprints.code()}
+    )
 
 
 # Writing
@@ -235,6 +242,7 @@ def _write(
     contents = msgspec.json.encode(
         _Contents(
             fingerprint=dict(fingerprint),
+            code=fingerprints.code(),
             device=device,
             plans=tuple(_plain(plan) for plan in plans),
             names=names,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import importlib
 import platform
 from collections.abc import Mapping
@@ -10,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 _LIBRARIES = ("torch", "triton", "nvidia-cudnn-frontend")
+_RUNS = ("attributes", "operation", "operators", "plan", "runtime")
+"""The modules beside tactics that decide what a plan means."""
 
 
 def fingerprint(device: str) -> dict[str, str]:
@@ -30,8 +34,21 @@ def fingerprint(device: str) -> dict[str, str]:
             "cudnn": str(cudnn or ""),
         }
     else:
-        found |= {"cpu": _cpu(), "threads": str(torch.get_num_threads())}
+        found["cpu"] = _cpu()
     return found | {name: _version(name) for name in _LIBRARIES}
+
+
+@functools.cache
+def code() -> str:
+    """A hash of the source that an engine runs by: other tactics may pack weights another way."""
+    home = Path(__file__).parent
+    paths = [home / f"{name}.py" for name in _RUNS]
+    for room in ("kernels", "tactics", "torch_ops"):
+        paths += sorted((home / room).rglob("*.py"))
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(path.relative_to(home).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def differences(built: Mapping[str, str], here: Mapping[str, str]) -> list[tuple[str, str, str]]:
