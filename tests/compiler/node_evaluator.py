@@ -29,8 +29,13 @@ REFUSALS = Path(__file__).parent / "node_refusals.json"
 Values = dict[str, torch.Tensor | None]
 
 
-def run(model: onnx.ModelProto, inputs: Sequence[Any]) -> list[np.ndarray]:
+def run(
+    model: onnx.ModelProto, inputs: Sequence[Any], *, last_axis_outermost: bool = False
+) -> list[np.ndarray]:
     """The outputs of a model: the one place that says how it is run.
+
+    Args:
+        last_axis_outermost: whether the inputs lie in memory with their axes in reverse order.
 
     Raises:
         Unsupported: an operator, a type or an attribute that the native engine lacks.
@@ -39,11 +44,18 @@ def run(model: onnx.ModelProto, inputs: Sequence[Any]) -> list[np.ndarray]:
         _check_type(value)
     graph = ir.serde.deserialize_model(model)
     values: Values = {
-        value.name: tensor_of(_plain(array)) if array is not None else None
+        value.name: _laid_out(tensor_of(_plain(array)), last_axis_outermost)
         for value, array in zip(graph.graph.inputs, inputs, strict=False)
     }
     outputs = _evaluate(graph.graph, graph.opset_imports, values)
     return [array_of(output) for output in outputs]
+
+
+def _laid_out(x: torch.Tensor, last_axis_outermost: bool) -> torch.Tensor:
+    if not last_axis_outermost:
+        return x
+    backwards = tuple(reversed(range(x.dim())))
+    return x.permute(backwards).contiguous().permute(backwards)
 
 
 def _plain(value: Any) -> np.ndarray:
@@ -112,7 +124,10 @@ def _apply(
     attributes = {
         key: _attribute(attribute, opsets, values) for key, attribute in node.attributes.items()
     }
+    versions = [x._version for x in inputs if x is not None]
     result = entry.function(registry.Call(attributes, opset, len(node.outputs)), *inputs)
+    written = [x._version for x in inputs if x is not None] != versions
+    assert not written, f"{name} wrote to an input"
     return result if isinstance(result, tuple) else (result,)
 
 
@@ -151,10 +166,10 @@ def node_tests() -> dict[str, Any]:
         return {case.name: case for case in load_model_tests(kind="node")}
 
 
-def check(case: Any) -> None:
+def check(case: Any, *, last_axis_outermost: bool = False) -> None:
     """Raises AssertionError unless the outputs have the types, sizes and values expected."""
     for inputs, expected in case.data_sets:
-        outputs = run(case.model, inputs)
+        outputs = run(case.model, inputs, last_axis_outermost=last_axis_outermost)
         assert len(outputs) == len(expected)
         for output, wanted in zip(outputs, map(_plain, expected), strict=True):
             rtol, atol = case.rtol, case.atol
@@ -198,6 +213,7 @@ def main() -> None:
     for name, case in node_tests().items():
         try:
             check(case)
+            check(case, last_axis_outermost=True)
         except Unsupported as error:
             refused[name] = error.what
             counts["refused"] += 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -53,7 +55,7 @@ def _overflowing(value: Tensor, dtype: torch.dtype) -> Tensor:
     """What rounds beyond the greatest number is an infinity in e5m2 and NaN in the others."""
     info = torch.finfo(dtype)
     # The spacing of the greatest numbers: those from half of it above the greatest round up.
-    spacing = info.eps * 2.0 ** (torch.tensor(info.max).log2().floor().item())
+    spacing = info.eps * 2.0 ** math.floor(math.log2(info.max))
     beyond = value.abs() >= info.max + spacing / 2
     outside = torch.copysign(torch.full_like(value, torch.inf), value)
     if dtype is not torch.float8_e5m2:

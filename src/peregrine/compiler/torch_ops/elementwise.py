@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from peregrine.compiler.torch_ops.arithmetic import wide
 from peregrine.compiler.torch_ops.dtypes import bits, ordered, real, unordered
 from peregrine.compiler.torch_ops.registry import Call, operator
 
@@ -85,7 +86,7 @@ def is_inf(call: Call, x: Tensor) -> Tensor:
 def clip_attributes(call: Call, x: Tensor) -> Tensor:
     """The bounds are float32, beyond float16's greatest by default."""
     low, high = call.get("min"), call.get("max")
-    return x if low is None and high is None else torch.clamp(x, low, high)
+    return x if low is None and high is None else torch.clamp(wide(x), low, high).to(x.dtype)
 
 
 @operator("ai.onnx.Clip", since=11)

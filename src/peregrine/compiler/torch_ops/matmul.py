@@ -65,11 +65,17 @@ def gemm(call: Call, a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:
     if is_integer(a.dtype):
         y = _integer_product(modular(a), modular(b)) * int(alpha)
         return (y if c is None else y + modular(c) * int(beta)).to(a.dtype)
-    y = wide(a) @ wide(b) if not a.is_cuda else wide(product(a, b, call))
-    y = y * alpha if alpha != 1 else y
-    if c is not None and beta != 0:
-        y = y + (wide(c) * beta if beta != 1 else wide(c))
-    return y.to(a.dtype)
+    if not a.is_cuda:
+        dtype, a, b, c = a.dtype, wide(a), wide(b), None if c is None else wide(c)
+        return _gemm(a, b, c, alpha, beta).to(dtype)
+    with float32_products(a.device, tf32=call.tf32):
+        return _gemm(a, b, c, alpha, beta)
+
+
+def _gemm(a: Tensor, b: Tensor, c: Tensor | None, alpha: float, beta: float) -> Tensor:
+    if c is None or beta == 0:
+        return a @ b if alpha == 1 else (a @ b) * alpha
+    return torch.addmm(c, a, b, beta=beta, alpha=alpha)
 
 
 @operator("ai.onnx.Einsum", since=12)
