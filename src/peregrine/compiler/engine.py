@@ -20,21 +20,18 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from peregrine.compiler import fingerprint as fingerprints
 from peregrine.compiler.plan import Place, Plan, Step
 from peregrine.compiler.tactics.base import Device
+from peregrine.compiler.weights import Strided, Weights, restride, share
 from peregrine.errors import BundleCorrupt, BundleError
 
 if TYPE_CHECKING:
     import torch
-
-    from peregrine.types import Array
-
-Weights: TypeAlias = "Mapping[str, Array | torch.Tensor]"
 
 FORMAT = 1
 PLAN = "plan.json"
@@ -49,13 +46,6 @@ class _File(msgspec.Struct, frozen=True):
     sha256: str
 
 
-class _Strided(msgspec.Struct, frozen=True):
-    """A tensor that is not stored in C order: the file has its span of memory, flat."""
-
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-
-
 class _Contents(msgspec.Struct, frozen=True, kw_only=True):
     """What plan.json says."""
 
@@ -65,7 +55,7 @@ class _Contents(msgspec.Struct, frozen=True, kw_only=True):
     plans: tuple[Plan, ...]
     names: tuple[dict[str, str], ...]
     """Of each plan: a weight's name -> the name that the file has it under."""
-    strided: dict[str, _Strided]
+    strided: dict[str, Strided]
     """By the file's name."""
     files: dict[str, _File]
     """Path within the engine, with forward slashes -> what it must be."""
@@ -94,7 +84,7 @@ class Engine:
     kernels: tuple[str, ...] = ()
     """Names of its compiled kernels."""
     _names: tuple[Mapping[str, str], ...] = field(default=(), repr=False)
-    _strided: Mapping[str, _Strided] = field(default_factory=dict, repr=False)
+    _strided: Mapping[str, Strided] = field(default_factory=dict, repr=False)
 
     def kernel(self, name: str) -> bytes:
         """The bytes of a compiled kernel; KeyError for a name that it has not."""
@@ -117,7 +107,7 @@ class Engine:
                     at = "cpu" if kept is not None and kept.place is Place.HOST else device
                     if (stored, at) not in opened:
                         tensor = file.get_tensor(stored).to(at)
-                        opened[stored, at] = _restride(tensor, self._strided.get(stored))
+                        opened[stored, at] = restride(tensor, self._strided.get(stored))
                     tensors[name] = opened[stored, at]
                 found.append(tensors)
         return tuple(found)
@@ -232,7 +222,7 @@ def _write(
 ) -> None:
     from safetensors.torch import save_file
 
-    stored, strided, names = _shared(weights)
+    stored, strided, names = share(weights)
     save_file(stored, draft / WEIGHTS)
     for name, code in kernels.items():
         path = draft / KERNELS / name
@@ -261,65 +251,6 @@ def _write(
     mask = os.umask(0)
     os.umask(mask)
     draft.chmod(0o777 & ~mask)
-
-
-def _shared(
-    weights: Sequence[Weights],
-) -> tuple[dict[str, torch.Tensor], dict[str, _Strided], tuple[dict[str, str], ...]]:
-    """Tensors by the names that the file has them under, those that are not in C order, and of
-    each plan which is which. Equal contents are stored once."""
-    stored: dict[str, torch.Tensor] = {}
-    strided: dict[str, _Strided] = {}
-    by_content: dict[str, str] = {}
-    names = []
-    for own in weights:
-        mine = {}
-        for name, value in own.items():
-            flat, shape = _flat(value)
-            content = _content(flat, shape)
-            if content not in by_content:
-                key = name
-                while key in stored:
-                    key += "'"
-                by_content[content] = key
-                # safetensors refuses tensors that share memory.
-                stored[key] = flat.clone() if _is_shared(flat, stored) else flat
-                if shape is not None:
-                    strided[key] = shape
-            mine[name] = by_content[content]
-        names.append(mine)
-    return stored, strided, tuple(names)
-
-
-def _flat(value: Array | torch.Tensor) -> tuple[torch.Tensor, _Strided | None]:
-    """A tensor in C order on the CPU, and what it was where that was something else."""
-    import torch
-
-    from peregrine.compiler.attributes import tensor_of
-
-    tensor = value.detach().cpu() if isinstance(value, torch.Tensor) else tensor_of(value)
-    if tensor.is_contiguous():
-        return tensor, None
-    shape, strides = tuple(tensor.shape), tuple(tensor.stride())
-    span = 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
-    return tensor.as_strided((span,), (1,)).clone(), _Strided(shape, strides)
-
-
-def _is_shared(flat: torch.Tensor, stored: Mapping[str, torch.Tensor]) -> bool:
-    memory = flat.untyped_storage().data_ptr()
-    return any(other.untyped_storage().data_ptr() == memory for other in stored.values())
-
-
-def _restride(flat: torch.Tensor, kept: _Strided | None) -> torch.Tensor:
-    return flat if kept is None else flat.as_strided(kept.shape, kept.strides)
-
-
-def _content(flat: torch.Tensor, shape: _Strided | None) -> str:
-    import torch
-
-    digest = hashlib.sha256(repr((flat.dtype, tuple(flat.shape), shape)).encode())
-    digest.update(flat.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _swap(draft: Path, target: Path) -> None:
