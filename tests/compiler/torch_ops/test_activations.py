@@ -5,39 +5,24 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 import torch
-from onnx.reference import ReferenceEvaluator
 
+from compiler.one_operator import by_onnx, engine
 from peregrine.compiler.operators import Activation, ActivationKind
 from peregrine.compiler.torch_ops.activations import activate
-from peregrine.compiler.torch_ops.registry import Call, find
 
 SEED = 20261121
 
 
 def evaluate(op_type: str, opset: int, x: np.ndarray, **attributes: Any) -> np.ndarray:
-    """ONNX's reference evaluator on one node."""
-    node = onnx.helper.make_node(op_type, ["x"], ["y"], **attributes)
-    dtype = onnx.helper.np_dtype_to_tensor_dtype(x.dtype)
-    graph = onnx.helper.make_graph(
-        [node],
-        "one",
-        [onnx.helper.make_tensor_value_info("x", dtype, x.shape)],
-        [onnx.helper.make_tensor_value_info("y", dtype, None)],
-    )
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
-    return ReferenceEvaluator(model).run(None, {"x": x})[0]
+    return by_onnx(op_type, [x], opset=opset, **attributes)[0]
 
 
 def ours(op_type: str, opset: int, x: np.ndarray, **attributes: Any) -> np.ndarray:
-    entry = find(f"ai.onnx.{op_type}", opset)
-    assert entry is not None
-    result = entry.function(Call(attributes, opset), torch.from_numpy(x))
-    assert isinstance(result, torch.Tensor)
-    assert result.dtype == torch.from_numpy(x).dtype
-    return result.numpy()
+    (result,) = engine(op_type, [x], opset=opset, **attributes)
+    assert result.dtype == x.dtype
+    return result
 
 
 CASES: list[tuple[str, dict[str, Any]]] = [
@@ -78,6 +63,13 @@ def test_onnx_reference_agrees(op_type: str, attributes: dict[str, Any], dtype: 
     tolerance = {"float16": 2e-3, "float32": 2e-6, "float64": 1e-6}[dtype]
     result = ours(op_type, 24, x, **attributes)
     np.testing.assert_allclose(result.astype("float64"), exact, tolerance, tolerance)
+
+
+@pytest.mark.parametrize("alpha", [1.0, 1.702])
+def test_swiglu(alpha: float) -> None:
+    gate, x = np.random.default_rng(SEED).normal(0, 3, (2, 5, 7)).astype(np.float32)
+    (result,) = engine("SwiGLU", [gate, x], opset=28, alpha=alpha)
+    np.testing.assert_allclose(result, gate / (1 + np.exp(-alpha * gate)) * x, 1e-5, 1e-6)
 
 
 @pytest.mark.parametrize("op_type", ["Softmax", "LogSoftmax", "Hardmax"])

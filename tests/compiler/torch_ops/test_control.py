@@ -180,6 +180,34 @@ def test_scan(
         np.testing.assert_allclose(result.numpy(), wanted, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("lengths", [None, [5, 2, 1]])
+@pytest.mark.parametrize("directions", [None, (1,)])
+def test_a_scan_of_a_batch_is_one_scan_each(
+    lengths: list[int] | None, directions: tuple[int, ...] | None
+) -> None:
+    torch.manual_seed(20261121)
+
+    def body(state: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return state * 2 + x, state + x
+
+    states, sequences = torch.randn(3, 4), torch.randn(3, 5, 4)
+    attributes: dict[str, Any] = {"num_scan_inputs": 1, "body": body}
+    old = Call({**attributes, **({"directions": directions} if directions else {})}, 8, 2)
+    new = Call({**attributes, "scan_input_directions": directions}, 9, 2)
+    given = None if lengths is None else torch.tensor(lengths)
+    finals, scanned = run("Scan", old, given, states, sequences)
+    assert finals is not None
+    assert scanned is not None
+    assert scanned.shape == (3, 5, 4)
+    for item, length in enumerate(lengths or [5] * 3):
+        final, alone = run("Scan", new, states[item], sequences[item, :length])
+        assert final is not None
+        assert alone is not None
+        assert torch.equal(finals[item], final)
+        assert torch.equal(scanned[item, :length], alone)
+        assert not scanned[item, length:].any()
+
+
 def test_a_scan_of_no_inputs_is_refused() -> None:
     call = Call({"body": scan_body, "num_scan_inputs": 2}, 21, 3)
     with pytest.raises(Unsupported, match="Scan of no iteration"):

@@ -114,8 +114,17 @@ def gelu(call: Call, x: Tensor) -> Tensor:
 
 @operator("ai.onnx.Swish")
 def swish(call: Call, x: Tensor) -> Tensor:
-    y = wide(x)
-    return (y * torch.sigmoid(call.get("alpha", 1.0) * y)).to(x.dtype)
+    return _swish(wide(x), call).to(x.dtype)
+
+
+def _swish(x: Tensor, call: Call) -> Tensor:
+    return x * torch.sigmoid(call.get("alpha", 1.0) * x)
+
+
+@operator("ai.onnx.SwiGLU", since=28)
+def swiglu(call: Call, gate: Tensor, x: Tensor) -> Tensor:
+    """Shazeer, GLU Variants Improve Transformer (2020)."""
+    return (_swish(wide(gate), call) * wide(x)).to(x.dtype)
 
 
 @operator("ai.onnx.ThresholdedRelu")

@@ -9,26 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from peregrine.errors import Unsupported
-
 HALVES = (torch.float16, torch.bfloat16)
 
 
 def wide(x: Tensor) -> Tensor:
     """float16 and bfloat16 as float32, where sums are kept; anything else as it is."""
     return x.float() if x.dtype in HALVES else x
-
-
-def torch_dtype(name: str) -> torch.dtype:
-    """The dtype of numpy's name for it.
-
-    Raises:
-        Unsupported: torch has none of that name.
-    """
-    found = getattr(torch, name, None)
-    if not isinstance(found, torch.dtype):
-        raise Unsupported(f"torch has no dtype {name!r}")
-    return found
 
 
 @contextmanager

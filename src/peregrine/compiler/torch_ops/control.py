@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from peregrine.compiler.torch_ops.registry import Call, Result, operator
+from peregrine.compiler.torch_ops.windows import pad
 from peregrine.errors import Unsupported
 
 Body: TypeAlias = "Callable[..., tuple[Tensor, ...]]"
@@ -41,6 +43,31 @@ def loop(call: Call, trips: Tensor | None, condition: Tensor | None, *carried: T
         goes_on = bool(flag)
         iteration += 1
     return _outputs([*values, *scanned.stacked()])
+
+
+@operator("ai.onnx.Scan", since=8, host=(0,))
+def scan_of_batches(call: Call, lengths: Tensor | None, *inputs: Tensor) -> Result:
+    """All of a batch (N, ...) one by one, its sequences (N, T, ...) as long as `lengths` (N) says;
+    what is stacked is 0 beyond that."""
+    count = call.get("num_scan_inputs")
+    longest = inputs[-1].shape[1]
+    each = [longest] * inputs[-1].shape[0] if lengths is None else lengths.tolist()
+    attributes = {**call.attributes, "scan_input_directions": call.get("directions")}
+    alone = replace(call, attributes=attributes)
+    items = []
+    for item, length in enumerate(each):
+        values = [x[item] for x in inputs]
+        values[-count:] = [x[:length] for x in values[-count:]]
+        result = scan(alone, *values)
+        results = result if isinstance(result, tuple) else (result,)
+        states = len(inputs) - count
+        scanned = [
+            pad(x.movedim(0, -1), [0], [longest - length]).movedim(-1, 0)
+            for x in results[states:]
+            if x is not None
+        ]
+        items.append([*results[:states], *scanned])
+    return _outputs([torch.stack(values) for values in zip(*items, strict=True)])
 
 
 @operator("ai.onnx.Scan", since=9)

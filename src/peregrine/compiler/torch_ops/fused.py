@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from peregrine.compiler.attributes import torch_dtype
 from peregrine.compiler.operation import Operation
 from peregrine.compiler.operators import Activation, Fused, Window
 from peregrine.compiler.torch_ops.activations import activate
-from peregrine.compiler.torch_ops.arithmetic import HALVES, float32_products, torch_dtype
+from peregrine.compiler.torch_ops.arithmetic import HALVES, float32_products
 from peregrine.compiler.torch_ops.registry import Call, operator
 from peregrine.errors import Unsupported
 
