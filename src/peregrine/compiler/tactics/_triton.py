@@ -1,15 +1,15 @@
-"""Launching Triton kernels, compiling them ahead in parallel, and keeping what was compiled.
+"""Launching Triton kernels, and compiling them ahead in parallel.
 
 Triton finds a compiled kernel by a hash of its source, of its arguments' types and constants, and
-of the options. `compile_ahead` makes the same hash in worker processes that need no GPU, so that
+of the options. `compile_ahead` has the same hash made in worker processes that need no GPU, so that
 the launch that follows finds the kernel on disk; `CacheWatch` tells whether it did.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     import torch
 
     from peregrine.compiler.tactics.base import Device
+
+_launched: list[Any] | None = None
+"""Compiled kernels launched while `launched` is entered."""
 
 
 def interpreted() -> bool:
@@ -58,88 +61,47 @@ class Kernel:
             options["launch_pdl"] = True
         return options
 
-    def launch(self) -> Any:
-        """On the current stream. Answers the compiled kernel; None from the interpreter."""
-        return self.function[self.grid](**self.arguments, **self.options)
+    def launch(self) -> None:
+        """On the current stream."""
+        compiled = self.function[self.grid](**self.arguments, **self.options)
+        if _launched is not None and compiled is not None:
+            _launched.append(compiled)
 
 
-@dataclass(frozen=True, slots=True)
-class _Source:
-    """What a worker compiles: plain values that cross to another process."""
-
-    module: str
-    name: str
-    signature: dict[str, Any]
-    constants: dict[Any, Any]
-    attributes: dict[Any, Any]
-    options: dict[str, Any]
-    target: tuple[str, int, int]
+@contextmanager
+def launched() -> Iterator[list[Any]]:
+    """The compiled kernels that are launched meanwhile, as `_triton_cache.collect` takes them."""
+    global _launched
+    before, _launched = _launched, []
+    try:
+        yield _launched
+    finally:
+        _launched = before
 
 
-class Compiler:
-    """Worker processes that fill Triton's cache. A context manager; leaving it by an exception or
-    Ctrl-C ends the workers at once, and half-written entries are never seen."""
-
-    def __init__(self, workers: int | None = None) -> None:
-        self._workers = workers or min(16, os.cpu_count() or 1)
-        self._pool: ProcessPoolExecutor | None = None
-
-    def __enter__(self) -> Compiler:
-        return self
-
-    def __exit__(self, kind: object, *rest: object) -> None:
-        if self._pool is None:
-            return
-        if kind is not None:
-            for process in (self._pool._processes or {}).values():
-                process.terminate()
-        self._pool.shutdown(wait=kind is None, cancel_futures=True)
-        self._pool = None
-
-    def submit(self, kernel: Kernel, device: Device) -> Future[str]:
-        """Start compiling; the result is an error's first line, empty where it went well.
-
-        Kernels that cannot be compiled (too much shared memory shows only at their launch) are no
-        exception here: the tactic's own launch raises it, where it is one row of the tuning."""
-        from multiprocessing import get_context
-
-        if self._pool is None:
-            self._pool = ProcessPoolExecutor(
-                self._workers, mp_context=get_context("spawn"), initializer=_ignore_interrupt
-            )
-        return self._pool.submit(_compile, _source(kernel, device))
-
-
-def compile_ahead(kernels: Sequence[Kernel], device: Device, workers: int | None = None) -> None:
-    """Compile these for the device on several processors; returns when all are done."""
+def compile_ahead(kernels: Sequence[Kernel], device: Device) -> None:
+    """Compile these for the device on several processors; returns when all are done. What cannot be
+    compiled is left to its launch, which raises the reason. May be called from several threads:
+    they share the workers."""
     if interpreted() or not device.is_cuda or not kernels:
         return
-    with Compiler(workers) as compiler:
-        for future in [compiler.submit(kernel, device) for kernel in kernels]:
-            future.result()
+    from peregrine.compiler.tactics._triton_compile import shared
+
+    for done in [shared().submit(specialise(kernel, device)) for kernel in kernels]:
+        done.result()
 
 
-def _ignore_interrupt() -> None:
-    """Ctrl-C reaches the whole group of processes; the parent alone answers it."""
-    import signal
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _target(device: Device) -> tuple[str, int, int]:
-    major, minor = device.capability
-    return ("cuda", 10 * major + minor, 32)
-
-
-def _source(kernel: Kernel, device: Device) -> _Source:
-    """The specialisation that `JITFunction.run` would make of these arguments."""
+def specialise(kernel: Kernel, device: Device) -> dict[str, Any]:
+    """What a worker compiles: the specialisation that `JITFunction.run` makes of these arguments,
+    as plain values."""
     from triton import knobs
     from triton.backends.compiler import GPUTarget
     from triton.compiler.compiler import make_backend
     from triton.runtime.jit import create_function_from_signature
 
     function = kernel.function
-    target = _target(device)
+    major, minor = device.capability
+    target = ("cuda", 10 * major + minor, 32)
     backend = make_backend(GPUTarget(*target))
     bind = create_function_from_signature(function.signature, function.params, backend)
     extra = {
@@ -150,35 +112,15 @@ def _source(kernel: Kernel, device: Device) -> _Source:
     packed, signature, constants, attributes = function._pack_args(
         backend, {**kernel.arguments, **options}, arguments, specialisation, options
     )
-    return _Source(
-        function.__module__,
-        function.__name__,
-        signature,
-        constants,
-        attributes,
-        dict(packed.__dict__),
-        target,
-    )
-
-
-def _compile(source: _Source) -> str:
-    """In a worker."""
-    from importlib import import_module
-
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    function = getattr(import_module(source.module), source.name)
-    try:
-        triton.compile(
-            ASTSource(function, source.signature, source.constants, source.attributes),
-            target=GPUTarget(*source.target),
-            options=source.options,
-        )
-    except Exception as error:  # noqa: BLE001 - whatever the compiler raises is a row of the tuning
-        return (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return ""
+    return {
+        "module": function.__module__,
+        "name": function.__name__,
+        "signature": signature,
+        "constants": list(constants.items()),
+        "attributes": list(attributes.items()),
+        "options": dict(packed.__dict__),
+        "target": target,
+    }
 
 
 @dataclass(slots=True)
