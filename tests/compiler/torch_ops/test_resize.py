@@ -190,3 +190,15 @@ def test_affine_grid(aligned: int, size: tuple[int, ...]) -> None:
     theta = generator().normal(size=(2, rank, rank + 1)).astype(np.float32)
     expected = by_onnx("AffineGrid", [theta, np.array(size)], align_corners=aligned)
     assert_same(engine("AffineGrid", [theta, np.array(size)], align_corners=aligned), expected)
+
+
+def test_the_coordinates_that_were_dropped_after_opset_11() -> None:
+    inputs: list[np.ndarray | None] = scaled(image(), (1, 1, 1.7, 0.6))
+    inputs[1] = np.zeros(0, np.float32)
+    attributes: dict[str, Any] = {
+        "mode": "nearest",
+        "nearest_mode": "floor",
+        "coordinate_transformation_mode": "tf_half_pixel_for_nn",
+    }
+    expected = by_onnxruntime("Resize", inputs, opset=11, **attributes)
+    assert_same(engine("Resize", inputs, opset=11, **attributes), expected)
