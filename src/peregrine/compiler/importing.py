@@ -118,6 +118,7 @@ def _fix_sizes(model: ir.Model, specs: tuple[TensorSpec, ...], dims: Mapping[str
 
 
 def _simplify(model: ir.Model) -> None:
+    names = [str(value.name) for value in model.graph.outputs]
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     for _ in range(_MOST_ROUNDS):
         _infer(model)
@@ -137,8 +138,20 @@ def _simplify(model: ir.Model) -> None:
         if not folded.modified:
             break
     ir.passes.Sequential(common.CommonSubexpressionEliminationPass(), common.OutputFixPass())(model)
+    _name_outputs(model.graph, names)
     _tidy(model)
     _infer(model)
+
+
+def _name_outputs(graph: ir.Graph, names: list[str]) -> None:
+    """Give the outputs their names back, which folding exchanges where one value is several."""
+    outputs = set(graph.outputs)
+    for node in ir.traversal.RecursiveGraphIterator(graph):
+        for value in node.outputs:
+            if value in outputs or value.name in names:
+                value.name = f"{value.name}_inner"
+    for value, name in zip(graph.outputs, names, strict=True):
+        value.name = name
 
 
 def _is_small_fill(node: ir.Node) -> bool | None:
@@ -171,14 +184,15 @@ def _typed(model: ir.Model, precision: Precision, name: str) -> ir.Model:
 
     dtype = _HALVES[precision]
     version = _opset(model)
+    keep = _control_flow(model)
     if precision is Precision.BF16 and version < BF16_OPSET:
-        now = Plan(model.graph, dtype, frozenset(), version)
-        then = Plan(model.graph, dtype, frozenset(), BF16_OPSET)
+        now = Plan(model.graph, dtype, keep, version)
+        then = Plan(model.graph, dtype, keep, BF16_OPSET)
         if len(then.reads) > len(now.reads):
             version = BF16_OPSET
             model = _at_opset(model, version)
             _infer(model)
-    plan = Plan(model.graph, dtype, frozenset(), version)
+    plan = Plan(model.graph, dtype, keep, version)
     if not plan.reads:
         raise Unsupported(
             f"Nothing in {name} computes in {precision}.",
@@ -186,3 +200,14 @@ def _typed(model: ir.Model, precision: Precision, name: str) -> ir.Model:
         )
     Lowering(plan, emulate=False).write()
     return model
+
+
+def _control_flow(model: ir.Model) -> frozenset[str]:
+    """Names of If, Loop and Scan: what goes in and comes out of them is what their bodies
+    declare, whatever the types inside."""
+    kinds = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+    return frozenset(
+        str(node.name)
+        for node in ir.traversal.RecursiveGraphIterator(model.graph)
+        if any(attribute.type in kinds for attribute in node.attributes.values())
+    )
