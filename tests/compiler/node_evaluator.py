@@ -11,6 +11,7 @@ import json
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +28,22 @@ from peregrine.errors import Unsupported
 
 REFUSALS = Path(__file__).parent / "node_refusals.json"
 Values = dict[str, torch.Tensor | None]
+OBSERVERS: list[Callable[..., None]] = []
+"""Told of every operator that was run: its entry, its call, its inputs and its result."""
 
 
 def run(
-    model: onnx.ModelProto, inputs: Sequence[Any], *, last_axis_outermost: bool = False
+    model: onnx.ModelProto,
+    inputs: Sequence[Any],
+    *,
+    last_axis_outermost: bool = False,
+    device: str = "cpu",
 ) -> list[np.ndarray]:
     """The outputs of a model: the one place that says how it is run.
 
     Args:
         last_axis_outermost: whether the inputs lie in memory with their axes in reverse order.
+        device: as torch names it.
 
     Raises:
         Unsupported: an operator, a type or an attribute that the native engine lacks.
@@ -44,10 +52,10 @@ def run(
         _check_type(value)
     graph = ir.serde.deserialize_model(model)
     values: Values = {
-        value.name: _laid_out(tensor_of(_plain(array)), last_axis_outermost)
+        value.name: _laid_out(tensor_of(_plain(array)), last_axis_outermost).to(device)
         for value, array in zip(graph.graph.inputs, inputs, strict=False)
     }
-    outputs = _evaluate(graph.graph, graph.opset_imports, values)
+    outputs = _Graph(graph.opset_imports, device).evaluate(graph.graph, values)
     return [array_of(output) for output in outputs]
 
 
@@ -67,7 +75,7 @@ def array_of(tensor: torch.Tensor | None) -> np.ndarray:
     """A copy of a tensor as numpy's, bfloat16 and float8 as ml_dtypes'."""
     assert tensor is not None
     name = str(tensor.dtype).removeprefix("torch.")
-    plain = tensor.contiguous()
+    plain = tensor.cpu().contiguous()
     try:
         return plain.numpy().copy()
     except TypeError:
@@ -96,65 +104,68 @@ def _check_type(value: onnx.ValueInfoProto) -> None:
     dtype_of(value.type.tensor_type.elem_type)
 
 
-def _evaluate(
-    graph: ir.Graph, opsets: Mapping[str, int], values: Values
-) -> tuple[torch.Tensor | None, ...]:
-    """`values` holds the inputs, and what the graph captures from around it."""
-    for name, initializer in graph.initializers.items():
-        assert initializer.const_value is not None
-        values[name] = tensor_of(initializer.const_value.numpy())
-    for node in graph:
-        given = [values[value.name] if value is not None else None for value in node.inputs]
-        for output, result in zip(node.outputs, _apply(node, given, opsets, values), strict=False):
-            values[output.name] = result
-    return tuple(values[output.name] for output in graph.outputs)
+@dataclass(frozen=True)
+class _Graph:
+    """Evaluates the graphs of a model: its own, and the bodies of control flow."""
 
+    opsets: Mapping[str, int]
+    device: str
 
-def _apply(
-    node: ir.Node,
-    inputs: Sequence[torch.Tensor | None],
-    opsets: Mapping[str, int],
-    values: Values,
-) -> tuple[torch.Tensor | None, ...]:
-    name = f"{node.domain or 'ai.onnx'}.{node.op_type}"
-    opset = opsets[node.domain]
-    entry = registry.find(name, opset)
-    if entry is None:
-        raise Unsupported(f"The native engine has no operator {name} of opset {opset}.")
-    attributes = {
-        key: _attribute(attribute, opsets, values) for key, attribute in node.attributes.items()
-    }
-    versions = [x._version for x in inputs if x is not None]
-    result = entry.function(registry.Call(attributes, opset, len(node.outputs)), *inputs)
-    written = [x._version for x in inputs if x is not None] != versions
-    assert not written, f"{name} wrote to an input"
-    return result if isinstance(result, tuple) else (result,)
+    def evaluate(self, graph: ir.Graph, values: Values) -> tuple[torch.Tensor | None, ...]:
+        """`values` holds the inputs, and what the graph captures from around it."""
+        for name, initializer in graph.initializers.items():
+            assert initializer.const_value is not None
+            values[name] = tensor_of(initializer.const_value.numpy()).to(self.device)
+        for node in graph:
+            given = [values[value.name] if value is not None else None for value in node.inputs]
+            for output, result in zip(node.outputs, self._apply(node, given, values), strict=False):
+                values[output.name] = result
+        return tuple(values[output.name] for output in graph.outputs)
 
+    def _apply(
+        self, node: ir.Node, inputs: Sequence[torch.Tensor | None], values: Values
+    ) -> tuple[torch.Tensor | None, ...]:
+        name = f"{node.domain or 'ai.onnx'}.{node.op_type}"
+        opset = self.opsets[node.domain]
+        entry = registry.find(name, opset)
+        if entry is None:
+            raise Unsupported(f"The native engine has no operator {name} of opset {opset}.")
+        attributes = {
+            key: self._attribute(attribute, values) for key, attribute in node.attributes.items()
+        }
+        call = registry.Call(attributes, opset, len(node.outputs), device=self.device)
+        versions = [x._version for x in inputs if x is not None]
+        result = entry.function(call, *inputs)
+        for observe in OBSERVERS:
+            observe(entry, call, inputs, result)
+        written = [x._version for x in inputs if x is not None] != versions
+        assert not written, f"{name} wrote to an input"
+        return result if isinstance(result, tuple) else (result,)
 
-def _attribute(attribute: ir.Attr, opsets: Mapping[str, int], values: Values) -> Any:
-    kinds = ir.AttributeType
-    match attribute.type:
-        case kinds.GRAPH:
-            return _body(attribute.value, opsets, values)
-        case kinds.TENSOR:
-            return tensor_of(attribute.value.numpy())
-        case kinds.INT | kinds.FLOAT | kinds.STRING:
-            return attribute.value
-        case kinds.INTS | kinds.FLOATS | kinds.STRINGS:
-            return tuple(attribute.value)
-    raise Unsupported(
-        f"The native engine does not take attribute {attribute.name!r}, a {attribute.type.name}."
-    )
+    def _attribute(self, attribute: ir.Attr, values: Values) -> Any:
+        kinds = ir.AttributeType
+        match attribute.type:
+            case kinds.GRAPH:
+                return self._body(attribute.value, values)
+            case kinds.TENSOR:
+                return tensor_of(attribute.value.numpy())
+            case kinds.INT | kinds.FLOAT | kinds.STRING:
+                return attribute.value
+            case kinds.INTS | kinds.FLOATS | kinds.STRINGS:
+                return tuple(attribute.value)
+        raise Unsupported(
+            f"The native engine does not take attribute {attribute.name!r}, "
+            f"a {attribute.type.name}."
+        )
 
+    def _body(
+        self, graph: ir.Graph, values: Values
+    ) -> Callable[..., tuple[torch.Tensor | None, ...]]:
+        def run(*formal: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+            names = [value.name for value in graph.inputs]
+            return self.evaluate(graph, {**values, **dict(zip(names, formal, strict=False))})
 
-def _body(
-    graph: ir.Graph, opsets: Mapping[str, int], values: Values
-) -> Callable[..., tuple[torch.Tensor | None, ...]]:
-    def run(*formal: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-        names = [value.name for value in graph.inputs]
-        return _evaluate(graph, opsets, {**values, **dict(zip(names, formal, strict=False))})
-
-    return run
+        return run
 
 
 def node_tests() -> dict[str, Any]:
@@ -166,10 +177,10 @@ def node_tests() -> dict[str, Any]:
         return {case.name: case for case in load_model_tests(kind="node")}
 
 
-def check(case: Any, *, last_axis_outermost: bool = False) -> None:
+def check(case: Any, *, last_axis_outermost: bool = False, device: str = "cpu") -> None:
     """Raises AssertionError unless the outputs have the types, sizes and values expected."""
     for inputs, expected in case.data_sets:
-        outputs = run(case.model, inputs, last_axis_outermost=last_axis_outermost)
+        outputs = run(case.model, inputs, last_axis_outermost=last_axis_outermost, device=device)
         assert len(outputs) == len(expected)
         for output, wanted in zip(outputs, map(_plain, expected), strict=True):
             rtol, atol = case.rtol, case.atol

@@ -28,7 +28,9 @@ def constant(call: Call) -> Tensor:
 
 @operator("ai.onnx.ConstantOfShape", since=9, host=(0,))
 def constant_of_shape(call: Call, shape: Tensor) -> Tensor:
-    value = call.get("value", torch.zeros(1))
+    value = call.get("value")
+    if value is None:
+        return torch.zeros(integers(shape), device=call.device)
     return filled(integers(shape), value, call.device)
 
 

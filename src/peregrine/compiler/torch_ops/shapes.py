@@ -109,9 +109,13 @@ def tile(call: Call, x: Tensor, repeats: Tensor) -> Tensor:
 
 @operator("ai.onnx.Shape")
 def shape(call: Call, x: Tensor) -> Tensor:
-    """From `start` up to `end`, both counted as a slice of Python's counts."""
+    """From `start` up to `end`, both counted as a slice of Python's counts. Each size is filled
+    in where it is needed: a copy from the CPU would keep a CUDA graph from being captured."""
     sizes = tuple(x.shape)[slice(call.get("start"), call.get("end"))]
-    return torch.tensor(sizes, dtype=torch.int64, device=call.device)
+    made = torch.empty(len(sizes), dtype=torch.int64, device=call.device)
+    for place, size in enumerate(sizes):
+        made[place : place + 1].fill_(size)
+    return made
 
 
 @operator("ai.onnx.Size")
