@@ -350,14 +350,14 @@ class Trial:
     def _replay(self, graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream, count: int) -> float:
         import torch
 
-        start = torch.cuda.Event(enable_timing=True)
-        end = torch.cuda.Event(enable_timing=True)
+        start = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         with torch.cuda.stream(stream):
             start.record()
             graph.replay()
             end.record()
         end.synchronize()
-        return start.elapsed_time(end) / 1e3 / count
+        return float(start.elapsed_time(end)) / 1e3 / count
 
 
 def _by_tactic(contenders: Iterable[_Contender]) -> dict[str, list[_Contender]]:

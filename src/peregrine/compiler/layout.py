@@ -41,9 +41,10 @@ def value_type(value: ir.Value) -> tuple[str, tuple[int, ...] | None]:
     """dtype (numpy's name, "" where nobody inferred it) and sizes (None where not all known)."""
     dtype = value.dtype.numpy().name if value.dtype is not None else ""
     shape = value.shape
-    if shape is None or not all(isinstance(size, int) for size in shape):
+    if shape is None:
         return dtype, None
-    return dtype, tuple(int(size) for size in shape)  # type: ignore[arg-type]
+    sizes = tuple(size for size in shape if isinstance(size, int))
+    return dtype, sizes if len(sizes) == len(shape) else None
 
 
 def locate(graph: ir.Graph) -> dict[str, Location]:
@@ -78,7 +79,7 @@ def _own_location(node: ir.Node, value: ir.Value, is_output: bool) -> Location:
     )
     if not planned and not is_output and not _eliminated(node):
         return Location(TensorType(dtype, shape, None), Place.STEP, name)
-    strides = channels_last_strides(shape) if len(shape) == 4 else contiguous_strides(shape)  # type: ignore[arg-type]
+    strides = channels_last_strides(shape) if len(shape) == 4 else contiguous_strides(shape)
     place = Place.OUTPUT if is_output else Place.ARENA
     return Location(TensorType(dtype, shape, strides), place, name)
 

@@ -206,8 +206,9 @@ class _Scope:
         config = choice.chosen.config
         name = self._unique(draft.node.name or draft.node.outputs[0].name or operation.operator)
         host = self._host(operation)
-        # A size that is no constant is read back from the device, or sets sizes of what follows.
-        if host - operation.constants - {i for i, t in enumerate(operation.inputs) if t is None}:
+        # What a step reads on the host it waits for, as it does to know sizes that are computed.
+        read_back = {i for i, t in enumerate(operation.inputs) if t} & host - operation.constants
+        if read_back or any(t.shape is None for t in operation.outputs):
             self._capturable = False
         constants = {
             index: tensor_of(value.const_value.numpy())  # type: ignore[union-attr]

@@ -22,7 +22,7 @@ def missing(path: Path) -> tuple[str, ...]:
     proto = onnx.load(path, load_external_data=False)
     opsets = {entry.domain or _STANDARD: entry.version for entry in proto.opset_import}
     functions = {(f.domain or _STANDARD, f.name) for f in proto.functions}
-    lacking = {}
+    lacking: dict[str, None] = {}
     for node in _nodes(proto.graph):
         domain = node.domain or _STANDARD
         if (domain, node.op_type) in functions:

@@ -179,7 +179,7 @@ class Executable:
     def _call(self, step: Step, state: torch.Tensor | None, freed: Sequence[str]) -> Call:
         names = [name for name in (*step.inputs, *step.outputs) if name]
         if not all(name in self._fixed for name in names) or not all(step.outputs):
-            return late_call(step, self._fixed, self._weights, freed)
+            return late_call(step, self._fixed, self._weights, freed, self.device)
         launch = tactics.get(step.chosen.tactic).bind(
             dataclasses.replace(step.operation, attributes=live_attributes(step)),
             step.chosen.config,
@@ -195,7 +195,11 @@ class Subgraph:
     """The body of a control-flow operator. All that it computes it allocates itself."""
 
     def __init__(
-        self, plan: Plan, captures: Sequence[str], weights: Mapping[str, torch.Tensor]
+        self,
+        plan: Plan,
+        captures: Sequence[str],
+        weights: Mapping[str, torch.Tensor],
+        device: torch.device,
     ) -> None:
         self._plan = plan
         self.captures = tuple(captures)
@@ -207,7 +211,7 @@ class Subgraph:
         }
         freed = _freed_after(plan)
         self._calls = [
-            late_call(step, self._fixed, weights, freed[index])
+            late_call(step, self._fixed, weights, freed[index], device)
             for index, step in enumerate(plan.steps)
         ]
 
@@ -234,6 +238,7 @@ def late_call(
     fixed: Mapping[str, torch.Tensor],
     weights: Mapping[str, torch.Tensor],
     freed: Sequence[str],
+    device: torch.device,
 ) -> Call:
     """A step that allocates what it writes, or reads what another one allocated.
 
@@ -241,11 +246,12 @@ def late_call(
         fixed: tensors that stay where they are.
         weights: for the bodies of control flow.
         freed: tensors of the environment that nothing reads after this step.
+        device: that the plan runs on.
     """
     reference = tactics.torch_ops()
     attributes = live_attributes(step)
     bodies = {
-        name: Subgraph(msgspec.convert(value[PLAN], Plan), value[CAPTURES], weights)
+        name: Subgraph(msgspec.convert(value[PLAN], Plan), value[CAPTURES], weights, device)
         for name, value in step.operation.attributes.items()
         if is_subgraph(value)
     }
@@ -265,7 +271,8 @@ def late_call(
         if bodies:
             bound = {name: body.with_captured(values) for name, body in bodies.items()}
             asked = dataclasses.replace(operation, attributes={**attributes, **bound})
-        results = reference.evaluate(asked, [values.get(n) for n in step.inputs[:formal]])
+        inputs = [values.get(name) for name in step.inputs[:formal]]
+        results = reference.evaluate(asked, inputs, device)
         for name, result in zip(step.outputs, results, strict=False):
             if name in fixed:
                 assert result is not None

@@ -67,7 +67,7 @@ class TorchOps(Tactic):
         _known(operation)
 
         def launch() -> None:
-            results = self.evaluate(operation, inputs)
+            results = self.evaluate(operation, inputs, outputs[0].device)
             for output, result in zip(outputs, results, strict=True):
                 if result is None or result.shape != output.shape:
                     given = "nothing" if result is None else f"sizes {tuple(result.shape)}"
@@ -81,13 +81,17 @@ class TorchOps(Tactic):
         return launch
 
     def evaluate(
-        self, operation: Operation, inputs: Sequence[torch.Tensor | None]
+        self,
+        operation: Operation,
+        inputs: Sequence[torch.Tensor | None],
+        device: torch.device | str = "cpu",
     ) -> tuple[torch.Tensor | None, ...]:
         """The operation's outputs, allocated here; one may be a view of an input.
 
         Args:
             operation: with attributes as `registry.Call` has them, subgraphs as functions.
             inputs: None where an optional one is absent.
+            device: where outputs are made that come from no tensor.
 
         Returns:
             As many as the operation has outputs; None where an optional one is not computed.
@@ -96,7 +100,9 @@ class TorchOps(Tactic):
             Unsupported: the operator is missing, or does not do what its attributes ask.
         """
         count = len(operation.outputs)
-        call = registry.Call(operation.attributes, operation.opset, count, operation.tf32)
+        call = registry.Call(
+            operation.attributes, operation.opset, count, operation.tf32, device=device
+        )
         result = _known(operation).function(call, *inputs)
         results = result if isinstance(result, tuple) else (result,)
         return (*results, *[None] * (count - len(results)))[:count]

@@ -1,0 +1,303 @@
+"""The native engine against every peer on one NVIDIA GPU: fp16, device boundary, checked outputs.
+
+Each network and batch is a process of its own in which all rows are built, compared with PyTorch's
+fp32, and timed in the same interleaved rounds: their ratios are of times moments apart.
+
+    python benchmarks/native_h200.py --out results/h200/native                 # the four networks
+    python benchmarks/native_h200.py --networks resnet34,resnet101 --batches 1 --out ...
+
+Writes one JSON a network and batch, and prints the table from those alone. A row that cannot be
+built, or whose outputs are wrong, is there with its reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from peregrine.backends import registry
+from peregrine.backends.base import Session
+from peregrine.backends.native import NativeSession
+from peregrine.conversion.convert import convert
+from peregrine.errors import PeregrineError
+from peregrine.fingerprint import machine, versions_of
+from peregrine.harness.cuda_events import time_by_events
+from peregrine.model.graphs import Graph
+from peregrine.model.inputs import random_feeds
+from peregrine.model.load import load
+from peregrine.model.model import Model
+from peregrine.ratios import paired_ratio
+from peregrine.results import to_builtins
+from peregrine.thresholds import DEFAULTS
+from peregrine.types import Array, Candidate, Feeds, Precision, Profile, Target
+
+NATIVE = "native fp16"
+WANTED = {1: 1.4, 256: 1.5}
+FOUR = ("resnet18", "resnet50", "mobilenet_v2", "squeezenet1_0")
+PEERS = {
+    "tensorrt": Candidate("tensorrt", "", Precision.FP16, {}, Graph.FP16),
+    "torch_compile": Candidate("torch_compile", "reduce-overhead", Precision.FP16),
+    "torch_compile_graph": Candidate(
+        "torch_compile", "inductor", Precision.FP16, {"cuda_graph": True}
+    ),
+}
+"""Those that were ever the fastest on an H200; `--peers all` adds what else the backends
+offer."""
+_ROUND_S = 0.06
+"""Seconds of back-to-back inferences of one row in one round."""
+
+
+def rows(model: Model, target: Target, peers: str) -> Iterator[Candidate]:
+    yield Candidate("native", precision=Precision.FP16)
+    if peers == "none":
+        return
+    offered = list(PEERS.values())
+    if peers == "all":
+        for name in ("onnxruntime", "tensorrt", "torch_compile", "torch_tensorrt", "pytorch"):
+            backend = registry.get(name)
+            if backend.available() and backend.supports(model, target):
+                offered += backend.candidates(model, target)
+    seen = set()
+    for candidate in offered:
+        if candidate.precision is Precision.FP16 and candidate.id not in seen:
+            seen.add(candidate.id)
+            yield candidate
+
+
+class Row:
+    """One candidate: its session, or why there is none, and its samples."""
+
+    def __init__(self, candidate: Candidate) -> None:
+        self.id = candidate.id
+        self.candidate = candidate
+        self.session: Session | None = None
+        self.facts: dict[str, Any] = {}
+        self.b2b_ms: list[float] = []
+        self.latency_ms: list[float] = []
+        self.events_ms: list[float] = []
+
+    def build(self, model: Model, graph: Model, target: Target) -> None:
+        import torch
+
+        read = graph if self.candidate.graph else model
+        backend = registry.get(self.candidate.backend)
+        if not (here := backend.available()):
+            self.facts["refused"] = here.reason
+            return
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        before = torch.cuda.mem_get_info()[0]
+        started = time.perf_counter()
+        try:
+            self.session = backend.compile(read, self.candidate, target)
+        except (PeregrineError, RuntimeError) as error:
+            self.facts["refused"] = str(error).strip()[:600]
+            return
+        self.facts["build_s"] = time.perf_counter() - started
+        self._before = before
+
+    def check(self, feeds: Feeds, expected: dict[str, Array]) -> None:
+        import numpy as np
+        import torch
+
+        if self.session is None:
+            return
+        started = time.perf_counter()
+        outputs = self.session.run(feeds)
+        self.facts["first_inference_ms"] = (time.perf_counter() - started) * 1e3
+        for _ in range(4):
+            outputs = self.session.run(feeds)
+        worst = 0.0
+        for name, reference in expected.items():
+            wide = reference.astype(np.float64)
+            off = float(np.linalg.norm(outputs[name].astype(np.float64) - wide))
+            worst = max(worst, off / float(np.linalg.norm(wide)))
+        self.facts["scaled_error"] = worst
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        self.facts["memory_mb"] = (self._before - torch.cuda.mem_get_info()[0]) / 2**20
+        if not worst <= DEFAULTS[Precision.FP16].scaled_error:  # not <=, so that NaN fails
+            self.facts["refused"] = f"wrong: scaled error {worst:.2e}"
+            self.close()
+            return
+        self.session.bind(feeds)
+        if isinstance(self.session, NativeSession):
+            plan = self.session.executable.plan
+            self.facts["plan_memory"] = to_builtins(plan.memory)
+            self.facts["steps"] = len(plan.steps)
+
+    def round(self) -> None:
+        session = self.session
+        assert session is not None
+        for _ in range(3):
+            session.enqueue()
+        session.synchronize()
+        started = time.perf_counter()
+        session.enqueue()
+        session.synchronize()
+        once = time.perf_counter() - started
+        count = max(3, min(200, int(_ROUND_S / once)))
+        started = time.perf_counter()
+        for _ in range(count):
+            session.enqueue()
+        session.synchronize()
+        self.b2b_ms.append((time.perf_counter() - started) * 1e3 / count)
+        taken = []
+        for _ in range(min(count, 30)):
+            started = time.perf_counter()
+            session.enqueue()
+            session.synchronize()
+            taken.append((time.perf_counter() - started) * 1e3)
+        self.latency_ms.append(statistics.median(taken))
+        if events := time_by_events(session, runs=10, max_s=0.1):
+            self.events_ms.append(statistics.median(events))
+
+    def close(self) -> None:
+        if self.session is not None:
+            self.session.close()
+        self.session = None
+
+    def record(self) -> dict[str, Any]:
+        return {
+            "candidate": self.id,
+            **self.facts,
+            "back_to_back_ms": self.b2b_ms,
+            "latency_ms": self.latency_ms,
+            "events_ms": self.events_ms,
+        }
+
+
+def case(network: str, batch: int, rounds: int, peers: str, engine: Path | None) -> Any:
+    """All rows of one network and batch, in this process."""
+    from peregrine.compiler.devices import describe
+
+    with tempfile.TemporaryDirectory() as scratch:
+        model = load(network, Path(scratch) / "model")
+        convert(model, Graph.FP16, Path(scratch) / "fp16")
+        graph = Model.open(Path(scratch) / "fp16")
+        target = Target("cuda:0", Profile.fixed(model.sizes(batch)))
+        device = describe("cuda:0")
+        feeds = random_feeds(model, batch, 1)
+        reference = Candidate("pytorch", "eager", Precision.FP32)
+        with registry.get("pytorch").compile(model, reference, target) as exact:
+            expected = exact.run(feeds)
+        found = [Row(candidate) for candidate in rows(model, target, peers)]
+        for row in found:
+            _say(f"{network} {batch}: building {row.id}")
+            row.build(model, graph, target)
+            row.check(feeds, expected)
+            if "refused" in row.facts:
+                _say(f"  {row.facts['refused']}")
+        racing = [row for row in found if row.session is not None]
+        order = random.Random(0)
+        for _ in range(rounds):
+            order.shuffle(racing)
+            for row in racing:
+                row.round()
+        native = next(row for row in found if row.id == NATIVE)
+        if engine is not None and native.session is not None:
+            registry.get("native").save(native.session, _fresh(engine))
+        record = {
+            "network": network,
+            "batch": batch,
+            "machine": to_builtins(machine()),
+            "device": to_builtins(device),
+            "versions": versions_of(
+                ("torch", "triton", "nvidia-cudnn-frontend", "tensorrt-rtx-cu13", "onnxruntime-gpu")
+            ),
+            "rows": [row.record() for row in found],
+        }
+        for row in found:
+            row.close()
+        return record
+
+
+def _fresh(directory: Path) -> Path:
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def table(directory: Path) -> str:
+    """Markdown of every case that was measured."""
+    lines = [
+        "| network, batch | native b2b / latency ms | best peer b2b ms | ratio (95 %) | wanted "
+        "| native MB | least peer MB | build s |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for path in sorted(directory.glob("*.json")):
+        record = json.loads(path.read_text())
+        timed = [row for row in record["rows"] if row["back_to_back_ms"]]
+        native = next((row for row in timed if row["candidate"] == NATIVE), None)
+        peers = [row for row in timed if row["candidate"] != NATIVE]
+        name = f"{record['network']}, {record['batch']}"
+        median: Callable[[Any], float] = lambda row: statistics.median(row["back_to_back_ms"])  # noqa: E731
+        if native is not None and not peers:
+            lines.append(f"| {name} | **{median(native):.3f}** | | | | | | |")
+            continue
+        if native is None:
+            said = "; ".join(f"{r['candidate']}: {r.get('refused', '')}" for r in record["rows"])
+            lines.append(f"| {name} | {said[:300]} | | | | | | |")
+            continue
+        best = min(peers, key=median)
+        ratio = paired_ratio(best["back_to_back_ms"], native["back_to_back_ms"])
+        lines.append(
+            f"| {name} | **{median(native):.3f}** / {statistics.median(native['latency_ms']):.3f} "
+            f"| {median(best):.3f} {best['candidate']} "
+            f"| {ratio.mean:.2f} ({ratio.low:.2f} to {ratio.high:.2f}) "
+            f"| {WANTED.get(record['batch'], 1.0):g} | {native['memory_mb']:.0f} "
+            f"| {min(row['memory_mb'] for row in peers):.0f} | {native['build_s']:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--networks", default=",".join(FOUR))
+    parser.add_argument("--batches", default="1,256")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--peers", choices=("best", "all", "none"), default="best")
+    parser.add_argument("--time-limit", type=float, default=570.0, help="seconds; begins no more")
+    parser.add_argument("--engines", type=Path, help="keep the engines here")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--case", help="for the process of one case: NETWORK,BATCH")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    if options.case:
+        network, batch = options.case.split(",")
+        engine = options.engines / f"{network}_batch{batch}" if options.engines else None
+        record = case(network, int(batch), options.rounds, options.peers, engine)
+        (options.out / f"{network}_batch{batch}.json").write_text(json.dumps(record, indent=1))
+        return
+    deadline = time.monotonic() + options.time_limit
+    for network in options.networks.split(","):
+        for batch in options.batches.split(","):
+            left = deadline - time.monotonic()
+            if left < 10:
+                _say(f"{network} {batch}: no time left")
+                continue
+            try:
+                subprocess.run(
+                    [sys.executable, *sys.argv, "--case", f"{network},{batch}"],
+                    check=False,
+                    timeout=left,
+                )
+            except subprocess.TimeoutExpired:
+                _say(f"{network} {batch}: out of time")
+    print(table(options.out))
+
+
+if __name__ == "__main__":
+    main()
