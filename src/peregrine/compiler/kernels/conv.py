@@ -25,6 +25,16 @@ from peregrine.compiler.kernels.pdl import launch_dependents, wait
 
 
 @triton.jit
+def multiply(a, b, acc, PRECISION: tl.constexpr):
+    """acc + a @ b.T in float32."""
+    if PRECISION == "upcast":
+        acc = tl.dot(a.to(tl.float32), b.to(tl.float32).T, acc, input_precision="ieee")
+    else:
+        acc = tl.dot(a, b.T, acc, input_precision=PRECISION)
+    return acc
+
+
+@triton.jit
 def accumulate(
     x,
     w,
@@ -115,10 +125,7 @@ def accumulate(
         else:
             a = tl.load(x_at, mask=((block * BLOCK_K + k) < C)[None, :], other=0.0)
         b = tl.load(w_tile + step * BLOCK_K)
-        if PRECISION == "upcast":
-            acc = tl.dot(a.to(tl.float32), b.to(tl.float32).T, acc, input_precision="ieee")
-        else:
-            acc = tl.dot(a, b.T, acc, input_precision=PRECISION)
+        acc = multiply(a, b, acc, PRECISION)
     return acc
 
 

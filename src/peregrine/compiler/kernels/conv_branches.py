@@ -13,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from peregrine.compiler.kernels.conv import accumulate, finish
+from peregrine.compiler.kernels.conv import accumulate, finish, multiply
 from peregrine.compiler.kernels.conv_tma import fetch, pixels_of_box
 from peregrine.compiler.kernels.pdl import launch_dependents, wait
 
@@ -121,6 +121,7 @@ def conv_branches_tma(
     BOX_W: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr,
     WIDE: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -145,7 +146,7 @@ def conv_branches_tma(
                 x, n, h, w, (step % BLOCKS_C) * BLOCK_K, step // BLOCKS_C,
                 4, KW, 1, PAD_H, PAD_W, DILATION_H, DILATION_W, 0, BLOCK_M, BLOCK_K,
             )  # fmt: skip
-            acc = tl.dot(a, w2.load([column * BLOCK_N, step * BLOCK_K]).T, acc)
+            acc = multiply(a, w2.load([column * BLOCK_N, step * BLOCK_K]), acc, PRECISION)
         finish(
             acc, bias2, y, y + O1, M, rows, column * BLOCK_N + tl.arange(0, BLOCK_N),
             O2, 0, Y_STRIDE, BLOCK_N, HAS_BIAS2, False, KIND, ALPHA, BETA, WIDE,
@@ -156,7 +157,7 @@ def conv_branches_tma(
             a = fetch(
                 x, n, h, w, step * BLOCK_K, 0, 4, 1, 1, 0, 0, 1, 1, 0, BLOCK_M, BLOCK_K
             )  # fmt: skip
-            acc = tl.dot(a, w1.load([first, step * BLOCK_K]).T, acc)
+            acc = multiply(a, w1.load([first, step * BLOCK_K]), acc, PRECISION)
         finish(
             acc, bias1, y, y, M, rows, first + tl.arange(0, BLOCK_N),
             O1, 0, Y_STRIDE, BLOCK_N, HAS_BIAS1, False, KIND, ALPHA, BETA, WIDE,

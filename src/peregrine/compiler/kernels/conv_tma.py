@@ -16,7 +16,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from peregrine.compiler.kernels.conv import finish
+from peregrine.compiler.kernels.conv import finish, multiply
 from peregrine.compiler.kernels.pdl import launch_dependents, wait
 
 
@@ -124,6 +124,7 @@ def conv_tma(
     BLOCK_K: tl.constexpr,
     SPLIT_K: tl.constexpr,
     PERSISTENT: tl.constexpr,
+    PRECISION: tl.constexpr,
     WIDE: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -169,7 +170,7 @@ def conv_tma(
                 RANK, KW, STRIDE, PAD_H, PAD_W, DILATION_H, DILATION_W, X_STRIDE, BLOCK_M, BLOCK_K,
             )  # fmt: skip
             b = w.load([o0, step * BLOCK_K])
-            acc = tl.dot(a, b.T, acc)
+            acc = multiply(a, b, acc, PRECISION)
 
         M = N * (OH * OW)
         columns = o0 + tl.arange(0, BLOCK_N)

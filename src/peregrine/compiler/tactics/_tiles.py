@@ -130,6 +130,8 @@ class Tiling:
     def box(self, product: Product) -> tuple[int, int, int]:
         """Images, rows and columns of a tile: powers of two with the product `block_m`, the fewest
         boxes, and of those the widest."""
+        if product.box_rank == 2:
+            return self.block_m, 1, 1
         return _box(product.pixels, self.block_m)
 
     def shared_memory(self, itemsize: int) -> int:

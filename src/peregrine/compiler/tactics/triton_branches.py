@@ -141,6 +141,7 @@ class TritonBranches(Tactic):
             **{name: end[name] for name in ("Y_STRIDE", "KIND", "ALPHA", "BETA", "WIDE")},
             "BLOCK_N": tiling.block_n,
             "BLOCK_K": tiling.block_k,
+            "PRECISION": str(config["precision"]),
             "PDL": bool(config["pdl"]),
         }
         columns = sum(-(-o // tiling.block_n) for o in (pointwise.outputs, window.outputs))
@@ -166,7 +167,6 @@ class TritonBranches(Tactic):
                 "X_STRIDE": x_stride,
                 **window.geometry(),
                 "BLOCK_M": tiling.block_m,
-                "PRECISION": str(config["precision"]),
             }
             function = conv_branches.conv_branches
         grid = (tiling.rows(window.product) * columns,)

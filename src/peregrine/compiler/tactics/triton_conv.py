@@ -142,12 +142,13 @@ class TritonConv(Tactic):
             **layer.epilogue(),
             "BLOCK_N": tiling.block_n,
             "SPLIT_K": tiling.split_k,
+            "PRECISION": str(config["precision"]),
             "PDL": bool(config["pdl"]),
         }
         if tiling.fetch == "tma" and x.data_ptr() % 16 == 0:
             return [_with_tma(layer, tiling, x, w, data)]
         tiling = replace(tiling, fetch="pointers")
-        kernels = [_with_pointers(layer, tiling, str(config["precision"]), x, w, data)]
+        kernels = [_with_pointers(layer, tiling, x, w, data)]
         if tiling.split_k > 1 and tiling.reduce == "kernel":
             kernels.append(_reduction(layer, tiling, data))
         return kernels
@@ -156,7 +157,6 @@ class TritonConv(Tactic):
 def _with_pointers(
     layer: Layer,
     tiling: Tiling,
-    precision: str,
     x: torch.Tensor,
     w: torch.Tensor,
     data: dict[str, Any],
@@ -174,7 +174,6 @@ def _with_pointers(
         "BLOCK_K": tiling.block_k,
         "GROUP_M": 1,
         "LAST_REDUCES": tiling.reduce == "last",
-        "PRECISION": precision,
     }
     grid = (tiling.tiles(layer.product), tiling.split_k)
     return _triton.Kernel(conv.conv, grid, arguments, tiling.warps, tiling.stages, data["PDL"])
@@ -218,7 +217,7 @@ def _reduction(layer: Layer, tiling: Tiling, data: dict[str, Any]) -> _triton.Ke
         "GROUP_M": 1,
         "ROWS": rows,
     }
-    del arguments["counters"]
+    del arguments["counters"], arguments["PRECISION"]
     grid = (tiling.tiles(layer.product), tiling.block_m // rows)
     return _triton.Kernel(conv.reduce_splits, grid, arguments, 4, 2, data["PDL"])
 
