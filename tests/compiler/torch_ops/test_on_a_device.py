@@ -24,8 +24,8 @@ from peregrine.errors import Unsupported
 
 # Sizes that depend on values, and constants, which the importer folds.
 WAITING = {"Compress", "Constant", "NonMaxSuppression", "NonZero", "Unique"}
-# Tables and boxes that are made on the CPU and copied.
-COPYING = {"Resize", "RoiAlign", "Upsample"}
+# Tables, boxes and words that are made on the CPU and copied.
+COPYING = {"Resize", "RoiAlign", "TfIdfVectorizer", "Upsample"}
 # Counts on the CPU, which a tensor without values cannot; nothing on the device waits for it.
 COUNTING = {"Col2Im"}
 KNOWN = WAITING | COPYING | COUNTING

@@ -4,35 +4,10 @@ from __future__ import annotations
 
 import ml_dtypes
 import numpy as np
-import onnx
-import onnxruntime
 import pytest
 
-from compiler.torch_ops.calling import SEED, integers, ours
+from compiler.torch_ops.calling import SEED, integers, ours, runtime
 from peregrine.errors import Unsupported
-
-
-def onnxruntime_gives(op_type, opset, *inputs, outputs=1, **attributes):
-    """The same node in another runtime."""
-    names = [f"x{i}" for i in range(len(inputs))]
-    results = [f"y{i}" for i in range(outputs)]
-    node = onnx.helper.make_node(op_type, names, results, **attributes)
-    of = onnx.helper.np_dtype_to_tensor_dtype
-    given = [
-        onnx.helper.make_tensor_value_info(name, of(x.dtype), x.shape)
-        for name, x in zip(names, inputs, strict=True)
-    ]
-    made = [onnx.helper.make_empty_tensor_value_info(name) for name in results]
-    model = onnx.helper.make_model(
-        onnx.helper.make_graph([node], "one", given, made),
-        opset_imports=[onnx.helper.make_opsetid("", opset)],
-        ir_version=10,
-    )
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), providers=["CPUExecutionProvider"]
-    )
-    found = session.run(None, dict(zip(names, inputs, strict=True)))
-    return found[0] if outputs == 1 else found
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "int16"])
@@ -45,11 +20,11 @@ def test_there_and_back_is_what_onnx_runtime_gives(axis, dtype):
     zero = np.asarray(integers(random, dtype, *size), dtype)
     options = {} if axis is None else {"axis": axis}
     quantised = ours("QuantizeLinear", 21, x, scale, zero, **options)
-    expected = onnxruntime_gives("QuantizeLinear", 21, x, scale, zero, **options)
+    expected = runtime("QuantizeLinear", 21, x, scale, zero, **options)
     assert quantised.dtype == dtype
     np.testing.assert_array_equal(quantised, expected)
     back = ours("DequantizeLinear", 21, quantised, scale, zero, **options)
-    expected = onnxruntime_gives("DequantizeLinear", 21, quantised, scale, zero, **options)
+    expected = runtime("DequantizeLinear", 21, quantised, scale, zero, **options)
     np.testing.assert_array_equal(back, expected)
 
 
@@ -99,7 +74,7 @@ def test_types_are_told_by_attributes_without_a_zero_point():
 
 def test_int32_biases_keep_all_their_bits():
     x, scale = np.array([2**30 + 1, -7], "i4"), np.array(0.5, "f4")
-    expected = onnxruntime_gives("DequantizeLinear", 13, x, scale)
+    expected = runtime("DequantizeLinear", 13, x, scale)
     np.testing.assert_array_equal(ours("DequantizeLinear", 13, x, scale), expected)
 
 
@@ -107,7 +82,7 @@ def test_int32_biases_keep_all_their_bits():
 def test_dynamic_quantisation_is_what_onnx_runtime_gives(offset):
     x = (np.random.default_rng(SEED).standard_normal((7, 5)) + offset).astype("f4")
     actual = ours("DynamicQuantizeLinear", 11, x, outputs=3)
-    expected = onnxruntime_gives("DynamicQuantizeLinear", 11, x, outputs=3)
+    expected = runtime("DynamicQuantizeLinear", 11, x, outputs=3)
     for one, other in zip(actual, expected, strict=True):
         assert one.dtype == other.dtype
         np.testing.assert_array_equal(one, other)
@@ -132,7 +107,7 @@ def test_quantised_products_are_what_onnx_runtime_gives(columns):
     zeros = [np.array(100, "u1"), b_zero, np.array(110, "u1")]
     given = [a, scales[0], zeros[0], b, scales[1], zeros[1], scales[2], zeros[2]]
     actual = ours("QLinearMatMul", 10, *given)
-    expected = onnxruntime_gives("QLinearMatMul", 10, *given)
+    expected = runtime("QLinearMatMul", 10, *given)
     assert actual.dtype == np.uint8
     # A product that lies between two integers may be rounded to either: float32 and float64.
     difference = np.abs(actual.astype(int) - expected.astype(int))
