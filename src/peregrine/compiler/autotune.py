@@ -103,8 +103,9 @@ class Autotuner:
             for name, contenders in _by_tactic(unknown).items():
                 jobs.append((registry.get(name), operation, [c.config for c in contenders]))
         with ThreadPoolExecutor(os.cpu_count()) as pool:
+            # What does not compile fails again where it is tried, and is out for that reason.
             for done in [pool.submit(t.compile, op, cs, self.device) for t, op, cs in jobs]:
-                done.result()
+                done.exception()
 
     def choose(self, operation: Operation) -> Choice:
         """The fastest right way to run an operation.
