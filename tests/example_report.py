@@ -14,6 +14,7 @@ from peregrine.results import (
     CalibratorTrial,
     CandidateResult,
     Comparison,
+    Concurrency,
     Conversion,
     DeviceConditions,
     FinalRound,
@@ -178,6 +179,25 @@ def example_report(*, tie: bool = True) -> Report:
         finished="2026-11-21T07:04:02Z",
         run_dir="runs/efficientnet_lite0-20261121-065540",
     )  # fmt: skip
+
+
+def side_by_side(report: Report) -> Report:
+    """The two leaders with one, two and four sessions; the second cannot stand beside itself."""
+    rng = np.random.default_rng(11)
+    assert report.winner is not None
+    first, second = report.winner.id, report.winner.finals[0].candidate
+    found = []
+    for sessions, gain in ((1, 1.0), (2, 1.6), (4, 1.7)):
+        samples = draw(rng, 7.0 * sessions / gain, 200)
+        found.append(
+            Concurrency(
+                first, sessions, 1, Boundary.HOST, max(1, 2 // sessions), 140.0 * gain,
+                latency(samples), tuple(samples.tolist()), 309.0 + 40 * sessions,
+            )
+        )  # fmt: skip
+    alone = dataclasses.replace(found[0], candidate=second)
+    failed = Concurrency(second, 2, 1, Boundary.HOST, 1, error="It cannot run beside itself.")
+    return dataclasses.replace(report, concurrency=(*found, alone, failed))
 
 
 def nobody_won() -> Report:

@@ -13,6 +13,7 @@ import subprocess
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from onnx.reference import ReferenceEvaluator
@@ -52,7 +53,13 @@ VARIANTS = (
 )
 
 
+SIDE_BY_SIDE = ("crosstalk", "solitary", "crash_in_company")
+"""Right when alone, and raced only where they are named."""
+
+
 class FaultySession(Session):
+    made: ClassVar[list[FaultySession]] = []
+
     def __init__(self, model: Model, variant: str) -> None:
         self.inputs, self.outputs = model.inputs, model.outputs
         symbols = {s for spec in model.inputs for s in spec.symbols}
@@ -61,6 +68,10 @@ class FaultySession(Session):
         self._variant = variant
         self._rng = np.random.default_rng()
         self._inferences = 0
+        self._outputs: dict[str, Array] = {}
+        self.made.append(self)
+        if variant == "solitary":
+            self.alone = "It keeps its state in a global variable."
 
     def bind(self, feeds: Feeds) -> None:
         dims = check_feeds(self.inputs, feeds)
@@ -75,6 +86,8 @@ class FaultySession(Session):
         names = [spec.name for spec in self.outputs]
         self._outputs = {n: np.array(v) for n, v in zip(names, values, strict=True)}
         first = self._outputs[names[0]]
+        if self._variant == "crash_in_company" and len(self.made) > 2:
+            raise RuntimeError("three of us are too many")
         if self._variant == "nan":
             first.flat[0] = np.nan
         elif self._variant == "wrong":
@@ -90,7 +103,8 @@ class FaultySession(Session):
         pass
 
     def fetch(self) -> dict[str, Array]:
-        return {name: value.copy() for name, value in self._outputs.items()}
+        answers = self.made[-1] if self._variant == "crosstalk" else self
+        return {name: value.copy() for name, value in answers._outputs.items()}
 
     def placement(self, feeds: Feeds) -> Placement:
         fell_back = self._variant == "fell_back"
@@ -136,7 +150,8 @@ class FaultsBackend(Backend):
         return [Candidate(self.name, variant) for variant in VARIANTS]
 
     def on_request(self, model: Model, target: Target) -> Iterable[Candidate]:
-        return [Candidate(self.name, "seldom", options={"tries": n}) for n in (1, 2)]
+        seldom = [Candidate(self.name, "seldom", options={"tries": n}) for n in (1, 2)]
+        return [*seldom, *(Candidate(self.name, variant) for variant in SIDE_BY_SIDE)]
 
     def compile(self, model: Model, candidate: Candidate, target: Target) -> Session:
         variant = candidate.variant

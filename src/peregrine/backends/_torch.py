@@ -6,7 +6,8 @@ import ctypes
 import importlib.util
 import platform
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -273,6 +274,8 @@ class TorchSession(Session):
         self._mutates = mutates_inputs
         self._bound: list[Tensor] = []
         self._result: Any = ()
+        self._stream: torch.cuda.Stream | None = None
+        """Its own, where it must not wait for other sessions."""
 
     @property
     def forward(self) -> Callable[..., Any]:
@@ -321,10 +324,24 @@ class TorchSession(Session):
             return [tensor.clone() for tensor in self._bound]
 
     def synchronize(self) -> None:
-        if self.target.is_cuda:
+        if self._stream is not None:
+            self._stream.synchronize()
+        elif self.target.is_cuda:
             import torch
 
             torch.cuda.synchronize(self.target.device)
+
+    @contextmanager
+    def own_stream(self) -> Iterator[None]:
+        if not self.target.is_cuda:
+            yield
+            return
+        with _new_stream(self.target) as stream:
+            self._stream = stream
+            try:
+                yield
+            finally:
+                self._stream = None
 
     def cuda_stream(self) -> int | None:
         if not self.target.is_cuda:
@@ -343,6 +360,18 @@ class TorchSession(Session):
 
     def close(self) -> None:
         self._forward, self._bound, self._result = closed, [], ()
+
+
+@contextmanager
+def _new_stream(target: Target) -> Iterator[torch.cuda.Stream]:
+    """A new stream, this thread's current one within, behind what was started before."""
+    import torch
+
+    stream = torch.cuda.Stream(torch.device(target.device))  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream(stream.device))
+    with torch.cuda.device(stream.device), torch.cuda.stream(stream):
+        yield stream
+        stream.synchronize()
 
 
 def closed(*_: Tensor) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import ClassVar
 
@@ -42,6 +43,8 @@ class Session(abc.ABC):
     """The sizes this session serves without being compiled again."""
     parallelism: int = 1
     """Inferences that may be in flight at once."""
+    alone: str = ""
+    """Why no second session of this candidate may live in the same process; empty: it may."""
 
     @abc.abstractmethod
     def bind(self, feeds: Feeds) -> None:
@@ -63,6 +66,11 @@ class Session(abc.ABC):
         """The CUDA stream that `enqueue` works on now, as the driver's handle (0 is the default
         stream); None where the runtime shows none. CUDA events are recorded on it."""
         return None
+
+    def own_stream(self) -> AbstractContextManager[None]:
+        """Within it, this thread's calls of this session wait for nobody else's: on a GPU they
+        go to a stream of their own. Does nothing where every session has its own anyway."""
+        return nullcontext()
 
     def run(self, feeds: Feeds) -> dict[str, Array]:
         """One inference from host arrays to host arrays. Override where a shorter way exists."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -241,6 +242,12 @@ class TensorRtSession(Session):
 
     def synchronize(self) -> None:
         self._running_on().synchronize()
+
+    def own_stream(self) -> AbstractContextManager[None]:
+        import torch
+
+        # Launches go to the session's own stream, the replays of its graph to the current one.
+        return torch.cuda.stream(self._stream)
 
     def cuda_stream(self) -> int:
         return int(self._running_on().cuda_stream)

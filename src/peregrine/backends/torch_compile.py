@@ -246,6 +246,7 @@ class _JustInTimeSession(_torch.TorchSession):
     """What torch.compile returned, with what dynamo counted while it compiled."""
 
     counted: Placement
+    alone = "Compiling a second one discards what torch.compile made of the first."
     marks_steps = False
     """Whether PyTorch replays CUDA graphs, which reuse the memory of earlier outputs."""
 
@@ -288,7 +289,7 @@ def _recorded(
         target.profile,
         mutates_inputs=compiled.mutates_inputs,
     )
-    session.compiled = compiled
+    session.compiled, session.alone = compiled, compiled.alone
     session.bind(example(model, target))
     return session
 

@@ -16,6 +16,7 @@ from peregrine.cli.parse import (
     existing_data,
     existing_file,
     parse_batches,
+    parse_counts,
     parse_pairs,
     parse_precisions,
     parse_size_mb,
@@ -99,6 +100,15 @@ class RaceOptions:
         list[str] | None,
         _raced("--skip", metavar="ID", help="Not this candidate or backend. Repeatable."),
     ] = None
+    streams: Annotated[
+        str,
+        _raced(
+            "--streams",
+            metavar="N,N",
+            help="After the final, run its leaders with so many sessions side by side, e.g. "
+            "1,2,4,8: throughput and tail latency of each.",
+        ),
+    ] = ""
     find_max_batch: Annotated[
         bool, _raced("--find-max-batch", help="Search for the largest batch that fits.")
     ] = False
@@ -241,6 +251,7 @@ class RaceOptions:
             "backends": tuple(self.backends or ()),
             "only": tuple(self.only or ()),
             "skip": tuple(self.skip or ()),
+            "streams": parse_counts(self.streams, "--streams") if self.streams else (),
             "find_max_batch": self.find_max_batch,
             "min_runs": self.runs,
             "final_rounds": self.rounds,

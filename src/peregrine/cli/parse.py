@@ -33,13 +33,18 @@ def parse_size_mb(text: str) -> float:
 
 def parse_batches(text: str) -> tuple[int, ...]:
     """`1,8,32` as integers, each once, in the order given."""
+    return parse_counts(text, "--batch", "batches")
+
+
+def parse_counts(text: str, flag: str, what: str = "numbers") -> tuple[int, ...]:
+    """`1,8,32` as integers, each once, in the order given; an error names `flag`."""
     try:
-        batches = tuple(int(part) for part in text.split(",") if part.strip())
+        counts = tuple(int(part) for part in text.split(",") if part.strip())
     except ValueError:
         raise OptionError(
-            f"{text!r} is no list of batches.", fix="Write whole numbers: --batch 1,8,32."
+            f"{text!r} is no list of {what}.", fix=f"Write whole numbers: {flag} 1,8,32."
         ) from None
-    return tuple(dict.fromkeys(batches))
+    return tuple(dict.fromkeys(counts))
 
 
 def parse_precisions(text: str) -> tuple[Precision | str, ...]:

@@ -22,6 +22,7 @@ from peregrine.objective import Objective
 from peregrine.results import (
     Boundary,
     CandidateResult,
+    Concurrency,
     FinalRound,
     MachineRecord,
     ModelRecord,
@@ -49,6 +50,7 @@ class Findings:
     rounds: tuple[FinalRound, ...]
     reloads: tuple[Reload, ...]
     final_complete: bool
+    concurrency: tuple[Concurrency, ...]
 
 
 def findings(run: RunDirectory) -> Findings:
@@ -59,6 +61,7 @@ def findings(run: RunDirectory) -> Findings:
     candidates: dict[str, CandidateResult] = {}
     rounds: list[FinalRound] = []
     reloads: list[Reload] = []
+    concurrency: list[Concurrency] = []
     complete = False
     for kind, record in run.rows():
         if kind == "started":
@@ -69,11 +72,13 @@ def findings(run: RunDirectory) -> Findings:
             row = _as(record, CandidateResult)
             candidates[row.id] = row
         elif kind == "final":
-            rounds, reloads, complete = [], [], False
+            rounds, reloads, concurrency, complete = [], [], [], False
         elif kind == "round":
             rounds.append(_as(record, FinalRound))
         elif kind == "reload":
             reloads.append(_as(record, Reload))
+        elif kind == "concurrency":
+            concurrency.append(_as(record, Concurrency))
         elif kind == "final_done":
             complete = True
         elif kind == "finished":
@@ -87,6 +92,7 @@ def findings(run: RunDirectory) -> Findings:
         tuple(rounds),
         tuple(reloads),
         complete,
+        tuple(concurrency),
     )
 
 
@@ -148,6 +154,7 @@ def assemble(run: RunDirectory) -> Report:
         started=found.started,
         finished=found.finished,
         run_dir=str(run.path),
+        concurrency=found.concurrency,
     )
 
 

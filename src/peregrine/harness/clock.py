@@ -128,7 +128,7 @@ def sample(
     sample, untimed.
     """
     taken: list[int] = []
-    with _collector_off():
+    with collector_off():
         began = clock()
         enough, limit = began + int(min_s * 1e9), began + int(max_s * 1e9)
         while True:
@@ -165,7 +165,7 @@ def measure(
     most 3 s for that; and at the device boundary some more inferences are timed by CUDA events.
     """
     budget = budget or Budget()
-    once = _single_inference(session, feeds, boundary)
+    once = single_inference(session, feeds, boundary)
     conditions = device.conditions(clock) if device is not None else None
     if conditions is None:
         warm = warm_up(once, max_s=budget.warmup_s, clock=clock)
@@ -241,7 +241,7 @@ def turn(
     have passed, cut at 16 times `seconds` for a slow model. With `offline` the throughput of
     `session.parallelism` inferences in flight is taken as long again, where that is above 1.
     """
-    once = _single_inference(session, feeds, boundary)
+    once = single_inference(session, feeds, boundary)
     warm_until = clock() + int(seconds * 1e8)
     once()
     while clock() < warm_until:
@@ -291,7 +291,7 @@ def measure_throughput(
         session.bind(feeds)
     window()
     done = 0
-    with _collector_off():
+    with collector_off():
         start = clock()
         while True:
             window()
@@ -316,7 +316,7 @@ def timer_cost_ms(clock: Clock = time.perf_counter_ns) -> float:
     return max(stdlib_statistics.median(empty) / 1e6, resolution)
 
 
-def _single_inference(session: Session, feeds: Feeds, boundary: Boundary) -> Callable[[], object]:
+def single_inference(session: Session, feeds: Feeds, boundary: Boundary) -> Callable[[], object]:
     """What is timed at a boundary; binds the inputs where they stay on the device."""
     if boundary is Boundary.HOST:
         return partial(session.run, feeds)
@@ -335,7 +335,7 @@ def _single_stream_per_s(samples: Sequence[float], batch: int) -> float:
 
 
 @contextmanager
-def _collector_off() -> Iterator[None]:
+def collector_off() -> Iterator[None]:
     """No garbage collection inside; what there is already is collected first."""
     enabled = gc.isenabled()
     gc.collect()

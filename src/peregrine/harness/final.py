@@ -21,12 +21,11 @@ from peregrine.errors import PeregrineError
 from peregrine.harness import wire
 from peregrine.harness.nvml import Nvml
 from peregrine.harness.process import Worker
+from peregrine.harness.recheck import Recheck
 from peregrine.harness.rundir import slug
 from peregrine.harness.trial import Setting
 from peregrine.harness.watch import available_mb
 from peregrine.results import CandidateResult, FinalRound, Measurement
-from peregrine.types import Precision
-from peregrine.validate import compare
 
 _FIRST_ROUNDS = 5
 _ROUNDS_A_PROCESS = 3
@@ -108,20 +107,7 @@ def _bring_back(setting: Setting, row: CandidateResult, batch: int, worker: Work
         ran = setting.call(worker, "first_run", lead, batch)
         out = setting.run.file("outputs", f"{slug(row.id)}.final")
         setting.call(worker, "outputs", lead, batch, out=str(out))
-        own = setting.own_outputs(candidate, batch)
-        if own.is_dir():
-            expected, precision = wire.load_arrays(own), Precision.FP16  # the same but for rounding
-        else:
-            expected = judging.expected(setting.run, setting.model, batch)
-            precision = row.precision
-        validation = compare(
-            [expected],
-            [wire.load_arrays(out)],
-            outputs=setting.model.outputs,
-            precision=precision,
-            classifier=setting.model.classifier,
-            thresholds=setting.request.thresholds or None,
-        )
+        validation = Recheck.of(setting, row, batch).judge([wire.load_arrays(out)])
         if not validation.passed:
             return Reload(row.id, opened["seconds"], ran["ms"], validation.reason)
         peak = worker.call("peak", timeout_s=setting.request.timeout_s)

@@ -26,6 +26,7 @@ from peregrine.events import (
 )
 from peregrine.fingerprint import machine
 from peregrine.harness.assemble import Findings, assemble, findings
+from peregrine.harness.concurrency import leaders, run_concurrency
 from peregrine.harness.final import Reload, run_final
 from peregrine.harness.graphs import Graphs
 from peregrine.harness.plan import make_plan
@@ -107,6 +108,7 @@ class _Race:
             setting = self.prepare()
             self.trials(setting, before)
             self.final(setting)
+            self.concurrency(setting)
             run.append("finished", {"time": _now()})
         finally:
             for temporary in ("outputs", SCRATCH):
@@ -234,6 +236,19 @@ class _Race:
             phase=self.phase,
         )
         run.append("final_done", {})
+
+    def concurrency(self, setting: Setting) -> None:
+        """The leaders with several sessions side by side, where that was asked for."""
+        if not self.request.streams:
+            return
+        report = assemble(self.directory)
+        run_concurrency(
+            setting,
+            leaders(report, self.request.objective.boundary),
+            report.concurrency,
+            record=lambda found: self.directory.append("concurrency", found),
+            phase=self.phase,
+        )
 
 
 def partial_report(path: Path) -> Report | None:

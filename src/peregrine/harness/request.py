@@ -28,6 +28,8 @@ class Request:
     """Batches measured in full, the first of which decides a latency objective."""
     sweep: tuple[int, ...] = ()
     """Batches swept for throughput, ascending, until saturation, memory or time ends it."""
+    streams: tuple[int, ...] = ()
+    """Numbers of sessions, ascending, that the final's leaders run side by side; empty: none."""
     find_max_batch: bool = False
     """Search for the largest batch that fits `worker_memory_mb`, up to `max_batch_cap`."""
     max_batch_cap: int = 256
@@ -98,6 +100,11 @@ class Request:
                     f"A batch of {batch} is no batch.",
                     fix="Give whole numbers from 1: --batch 1,8.",
                 )
+        if list(self.streams) != sorted(set(self.streams)) or any(n < 1 for n in self.streams):
+            raise OptionError(
+                f"{', '.join(map(str, self.streams))} are no numbers of sessions.",
+                fix="Give each once, from 1, the smallest first: --streams 1,2,4,8.",
+            )
         if self.threads < 0:
             raise OptionError(
                 f"There are no {self.threads} threads.", fix="Give 1 or more, or 0 for all cores."

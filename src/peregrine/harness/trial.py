@@ -90,16 +90,26 @@ class Setting:
         )
 
     def open(
-        self, worker: Worker, candidate: Candidate, batch: int, artifact: Path | None = None
+        self,
+        worker: Worker,
+        candidate: Candidate,
+        batch: int,
+        artifact: Path | None = None,
+        *,
+        threads: int | None = None,
     ) -> dict[str, Any]:
-        """Compile the candidate in its worker, or load what it saved."""
+        """Compile the candidate in its worker, or load what it saved; `threads` in place of the
+        race's."""
+        target = self.target(batch)
+        if threads is not None:
+            target = dataclasses.replace(target, threads=threads)
         return worker.call(
             "open",
             timeout_s=self.request.timeout_s,
             backend=registry.resolve(candidate.backend),
             model=str(self.graphs.directory(candidate.graph)),
             candidate=wire.encode_candidate(candidate),
-            target=wire.encode_target(self.target(batch)),
+            target=wire.encode_target(target),
             artifact=str(artifact) if artifact else None,
         )
 

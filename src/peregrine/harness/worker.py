@@ -15,6 +15,7 @@ import platform
 import shutil
 import signal
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Mapping
@@ -26,12 +27,15 @@ from peregrine.backends.base import Backend, Session
 from peregrine.errors import (
     BackendUnavailable,
     PeregrineError,
+    Unsupported,
     WorkerError,
     WorkerOutOfMemory,
 )
 from peregrine.harness import clock, memory, wire
 from peregrine.harness.batching import tile
 from peregrine.harness.device import DeviceWatch
+from peregrine.harness.statistics import latency_ms
+from peregrine.harness.together import measure_together
 from peregrine.model.graphs import Graph
 from peregrine.model.model import Model
 from peregrine.results import Boundary, to_builtins
@@ -319,6 +323,52 @@ class Commands:
             seconds=seconds,
             offline=offline,
         )
+
+    def together(
+        self,
+        feeds: list[str],
+        batch: int,
+        sessions: int,
+        boundary: str,
+        budget: Mapping[str, Any],
+        out: str,
+    ) -> dict[str, Any]:
+        """Measure `sessions` like the open one side by side, and write what each computed last
+        below `out`; session i infers the i-th of `feeds`, which begin anew where they end."""
+        assert self._backend is not None
+        assert self._model is not None
+        first = self._session(batch)
+        if sessions > 1 and first.alone:
+            raise Unsupported("It cannot run beside itself in one process.", why=first.alone)
+        arrays = [self._feeds(directory, batch) for directory in feeds]
+        memory.reset_peak()
+        with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
+            saved = self._built_from or Path(scratch)
+            if self._built_from is None and sessions > 1:
+                self._backend.save(first, saved)
+            others = [
+                stack.enter_context(
+                    self._backend.load(saved, self._model, self._candidate, self._target)
+                )
+                for _ in range(sessions - 1)
+            ]
+            found = measure_together(
+                [first, *others],
+                [arrays[i % len(arrays)] for i in range(sessions)],
+                batch,
+                Boundary(boundary),
+                clock.Budget(**budget),
+            )
+            device = self._device_memory()
+        for number, outputs in enumerate(found.outputs):
+            wire.save_arrays(Path(out) / str(number), outputs)
+        return {
+            "throughput_per_s": found.throughput_per_s,
+            "samples_ms": found.samples_ms,
+            "latency_ms": to_builtins(latency_ms(found.samples_ms)),
+            "peak_mb": memory.peak_mb(),
+            "device_peak_mb": device.get("device_peak_mb"),
+        }
 
     def save(self, directory: str, batch: int) -> dict[str, Any]:
         """Write the artefact of the session for this batch."""

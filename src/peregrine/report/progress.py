@@ -35,7 +35,7 @@ from peregrine.report.table import BADGE_STYLES
 from peregrine.report.words import plain
 from peregrine.results import Boundary, CandidateResult
 
-QUIET_PHASES = frozenset({"measure", "sweep", "final"})
+QUIET_PHASES = frozenset({"measure", "sweep", "final", "side by side"})
 _TICK_S = 1.0
 _FINAL_SHARE = 1.0
 """A final takes about as long as one row, until its first round has shown."""

@@ -71,6 +71,8 @@ def render(report: Report, console: Console) -> None:
         _conversions(conversions, console)
     if finals(report):
         _finals(report, console)
+    if report.concurrency:
+        _side_by_side(report, console)
     if placed.out:
         _title("May not win", console)
         for alike in placed.out_alike:
@@ -278,6 +280,33 @@ def _finals(report: Report, console: Console) -> None:
             (f"  {words.level(final)}" if final.tie else "", "yellow"),
         )
         _line(console, text, indent=_INDENT, label=shown)
+
+
+def _side_by_side(report: Report, console: Console) -> None:
+    """Candidate by candidate, a number of sessions a line."""
+    _title("Side by side", console)
+    ran = [c for c in report.concurrency if c.latency_ms is not None]
+    columns = [
+        _Column("sessions", tuple(f"{c.sessions}" for c in ran)),
+        _Column("items/s", tuple(figures.number(c.throughput_per_s) for c in ran)),
+        _Column("of one's", tuple(figures.times(words.scaling(report, c)) for c in ran)),
+        _Column("p50 ms", tuple(figures.number(c.latency_ms.p50) for c in ran if c.latency_ms)),
+        _Column("p99 ms", tuple(figures.number(c.latency_ms.p99) for c in ran if c.latency_ms)),
+    ]
+    if ran:
+        _line(console, Text(_joined([c.show(c.title) for c in columns]), "dim"), indent=_INDENT)
+    number, last = 0, ""
+    for found in report.concurrency:
+        if found.candidate != last:
+            last = found.candidate
+            _line(console, Text(plain(last), "bold"))
+        if found.latency_ms is None:
+            why = f"{figures.count(found.sessions, 'session')}: {found.error}"
+            _line(console, Text(plain(why), "yellow"), indent=_INDENT)
+            continue
+        _line(console, Text(_joined([c.show(c.cells[number]) for c in columns])), indent=_INDENT)
+        number += 1
+    _line(console, Text(words.sharing(report), "dim"), indent=_INDENT)
 
 
 def _explain(alike: Sequence[CandidateResult], console: Console) -> None:

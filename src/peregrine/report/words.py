@@ -12,6 +12,7 @@ from peregrine.report.standings import Row
 from peregrine.results import (
     CandidateResult,
     Comparison,
+    Concurrency,
     Conversion,
     Guard,
     MachineRecord,
@@ -170,6 +171,20 @@ def level(found: Comparison) -> str:
     if not found.tie:
         return ""
     return "tie" if found.ratio <= 1 + CONCESSION else "not told apart"
+
+
+def scaling(report: Report, found: Concurrency) -> float | None:
+    """Its throughput over that of one session of the same candidate; None without that."""
+    one = (c for c in report.concurrency if c.candidate == found.candidate and c.sessions == 1)
+    base = next((c.throughput_per_s for c in one), 0.0)
+    return found.throughput_per_s / base if base and found.throughput_per_s else None
+
+
+def sharing(report: Report) -> str:
+    """How sessions share the machine."""
+    if any(c.threads is not None for c in report.concurrency):
+        return "The race's threads are shared out among them."
+    return "Each has a stream of its own on the GPU."
 
 
 def shown(path: str) -> str:

@@ -21,6 +21,7 @@ from peregrine.results.conversion import (
 from peregrine.results.encoding import NOT_ALWAYS_FINITE, from_builtins, to_builtins
 from peregrine.results.measurement import (
     Boundary,
+    Concurrency,
     DeviceConditions,
     LatencyMs,
     Measurement,
@@ -47,6 +48,7 @@ __all__ = [
     "CalibratorTrial",
     "CandidateResult",
     "Comparison",
+    "Concurrency",
     "Conversion",
     "DeviceConditions",
     "EngineOrigin",

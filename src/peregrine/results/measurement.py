@@ -110,3 +110,26 @@ class Memory:
     """Of all processes on the GPU meanwhile: what `nvidia-smi` shows."""
     device_baseline_mb: float | None = None
     """The same before the worker loaded the runtime."""
+
+
+@dataclass(frozen=True, slots=True)
+class Concurrency:
+    """Several sessions of one candidate side by side in one process, each in a thread of its own
+    that starts its next inference when the last one is done."""
+
+    candidate: str
+    sessions: int
+    batch: int
+    boundary: Boundary
+    threads: int | None = None
+    """Compute threads of each session: the machine's, shared out. None on a GPU."""
+    throughput_per_s: float = 0.0
+    """Items a second of all sessions together."""
+    latency_ms: LatencyMs | None = None
+    """Of every inference of every session."""
+    samples_ms: tuple[float, ...] = ()
+    peak_mb: float | None = None
+    """Peak host memory of the process."""
+    device_peak_mb: float | None = None
+    error: str = ""
+    """Why there are no figures: it cannot run beside itself, its outputs were wrong, memory."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from peregrine.results.accuracy import Validation
 from peregrine.results.conversion import Conversion, Repair
-from peregrine.results.measurement import Boundary, Measurement, Memory
+from peregrine.results.measurement import Boundary, Concurrency, Measurement, Memory
 from peregrine.types import Candidate, Placement, Precision, Scalar, TensorSpec
 
 REPORT_FORMAT = 1
@@ -213,6 +213,8 @@ class Report:
     finished: str = ""
     run_dir: str = ""
     format: int = REPORT_FORMAT
+    concurrency: tuple[Concurrency, ...] = ()
+    """Finalists with several sessions side by side, where that was asked for."""
 
     def candidate(self, id: str) -> CandidateResult | None:
         return next((c for c in self.candidates if c.id == id), None)

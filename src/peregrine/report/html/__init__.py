@@ -8,7 +8,7 @@ from pathlib import Path
 from peregrine.report import words
 from peregrine.report.command import reproduce
 from peregrine.report.conversions import made_graphs
-from peregrine.report.html import conversions, device, facts, latency, proof, scaling
+from peregrine.report.html import conversions, device, facts, latency, proof, scaling, together
 from peregrine.report.html import ladder as precisions
 from peregrine.report.html.document import document
 from peregrine.report.html.key import keys
@@ -75,6 +75,10 @@ def _body(report: Report) -> list[Node]:
                 _section("Throughput against batch", "", scaling.throughput(placed, marks)),
                 _section("Memory against batch", "", scaling.memory(placed, marks)),
                 class_="pair",
+            ),
+            _section(
+                "Side by side", together.lead(report),
+                together.plots(report, marks), together.rows(report, marks),
             ),
         ]  # fmt: skip
     if climbed and not measured:
