@@ -125,7 +125,27 @@ class PoolLinear(_Fused):
         return activate(Activation.read(attributes), y)
 
 
-OPERATORS = [Conv, Linear, DepthwisePointwise, ConvMaxPool, ConvBranches, PoolLinear]
+class PointwisePair(_Fused):
+    """The one with two outputs."""
+
+    def _run(self, x, w1, b1, z, w2, b2=None, **attributes):
+        first = Conv.compute(self, {**_POINTWISE, **attributes}, *map(_wide, (x, w1, b1, z)))
+        first = first.astype(w1.dtype)
+        second = Activation.read(attributes, "second_").attributes()
+        y = Conv.compute(self, {**_POINTWISE, **second}, *map(_wide, (first, w2, b2)))
+        return first, y.astype(w2.dtype)
+
+
+_POINTWISE = {**Window((1, 1)).attributes(), "group": 1}
+OPERATORS = [
+    Conv,
+    Linear,
+    DepthwisePointwise,
+    ConvMaxPool,
+    ConvBranches,
+    PoolLinear,
+    PointwisePair,
+]
 
 
 def run(model: ir.Model, feeds: Feeds) -> list[Array]:

@@ -107,6 +107,19 @@ def test_a_convolution_and_a_pooling():
     assert cost(operation).flops == products + 2 * middle.numel() + 9 * y.elements
 
 
+def test_a_pair_of_pointwise_convolutions():
+    x, hidden = (2, 5, 7, 7), (2, 9, 7, 7)
+    products = _counted(lambda: _conv(x, (9, 5, 1, 1), Window((1, 1))))
+    products += _counted(lambda: _conv(hidden, (4, 9, 1, 1), Window((1, 1))))
+    y1, y2 = _type(*hidden), _type(2, 4, 7, 7)
+    inputs = (_type(*x), _type(9, 5, 1, 1), _type(9), y1, _type(4, 9, 1, 1), None)
+    second = Activation(ActivationKind.TANH).attributes("second_")
+    operation = Operation(Fused.POINTWISE_PAIR, {**_RELU, **second}, inputs, (y1, y2))
+    assert cost(operation).flops == products + 3 * y1.elements + y2.elements
+    moved = 2 * 49 * (5 + 9 + 9 + 4) + 9 * 5 + 9 + 4 * 9
+    assert cost(operation).bytes == 2 * moved
+
+
 def test_two_branches_of_one_input():
     window = Window((3, 3), pads=(1, 1, 1, 1))
     x = (2, 5, 7, 7)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from peregrine.compiler.operation import Operation, TensorType
-from peregrine.compiler.operators import ActivationKind, Fused, Window
+from peregrine.compiler.operators import Activation, ActivationKind, Fused, Window
 from peregrine.compiler.tactics.base import Device
 
 
@@ -60,9 +60,15 @@ def _rate(dtype: str, tf32: bool, device: Device) -> float:
 # How many operations
 
 
-def _epilogue(operation: Operation, bias: int | None, residual: int | None, elements: int) -> int:
+def _epilogue(
+    operation: Operation,
+    bias: int | None,
+    residual: int | None,
+    elements: int,
+    prefix: str = "",
+) -> int:
     """Of a bias, a residual and an activation over this many elements."""
-    kind = ActivationKind(operation.attributes.get("activation", ActivationKind.IDENTITY))
+    kind = Activation.read(operation.attributes, prefix).kind
     parts = [_has(operation, bias), _has(operation, residual), kind is not ActivationKind.IDENTITY]
     return elements * sum(parts)
 
@@ -120,6 +126,13 @@ def _pool_linear(operation: Operation) -> int:
     return _elements(operation, 0) + products + _epilogue(operation, 2, None, out)
 
 
+def _pointwise_pair(operation: Operation) -> int:
+    first, second = operation.outputs[0].elements, operation.outputs[-1].elements
+    products = 2 * (first * _taps(operation, 1) + second * _taps(operation, 4))
+    ends = _epilogue(operation, 2, 3, first), _epilogue(operation, 5, None, second, "second_")
+    return products + sum(ends)
+
+
 def _matmul(operation: Operation) -> int:
     shape = _shape(operation, 0, 1)
     return 2 * operation.outputs[0].elements * (shape[-1] if shape else 1)
@@ -174,6 +187,7 @@ _FLOPS: dict[str, Callable[[Operation], int]] = {
     Fused.CONV_MAX_POOL: _conv_max_pool,
     Fused.CONV_BRANCHES: _conv_branches,
     Fused.POOL_LINEAR: _pool_linear,
+    Fused.POINTWISE_PAIR: _pointwise_pair,
     "ai.onnx.Conv": _conv,
     "ai.onnx.ConvTranspose": _conv_transpose,
     "ai.onnx.Gemm": _gemm,

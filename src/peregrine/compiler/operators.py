@@ -17,6 +17,10 @@ ConvBranches(X, W1, B1?, W2, B2?) -> Y
     Kernel, strides and pads are the second one's; the first has its strides and no pads.
 PoolLinear(X, W, B?) -> Y
     Y = activation(mean of X over H and W @ W.T + B). X (N, C, H, W), W (M, C), Y (N, M).
+PointwisePair(X, W1, B1?, Z?, W2, B2?) -> Y1, Y2
+    Y1 = activation(conv1x1(X, W1) + B1 + Z) and Y2 = second activation(conv1x1(Y1, W2) + B2), of
+    Y1 as it is written, rounded to its dtype. W1 (O1, C, 1, 1), B1 (O1), Z as Y1,
+    W2 (O2, O1, 1, 1), B2 (O2). The attributes of Y2's activation start with `second_`.
 
 An input marked ? may be absent. Sums are kept in float32 (float64 for float64) until the output is
 written, whatever the dtype of X. Attributes are plain ints, floats, strings and tuples of them.
@@ -41,6 +45,7 @@ class Fused(enum.StrEnum):
     CONV_MAX_POOL = "peregrine.ConvMaxPool"
     CONV_BRANCHES = "peregrine.ConvBranches"
     POOL_LINEAR = "peregrine.PoolLinear"
+    POINTWISE_PAIR = "peregrine.PointwisePair"
 
     @property
     def op_type(self) -> str:
@@ -82,7 +87,8 @@ class Activation:
     @classmethod
     def read(cls, attributes: Mapping[str, Any], prefix: str = "") -> Activation:
         """From an operator's attributes: `activation`, `activation_alpha`, `activation_beta`,
-        each with `prefix` in front (`inner_` for what a DepthwisePointwise has in the middle)."""
+        each with `prefix` in front (`inner_` for what a DepthwisePointwise has in the middle,
+        `second_` for the second output of a PointwisePair)."""
         name = f"{prefix}activation"
         return cls(
             ActivationKind(attributes.get(name, ActivationKind.IDENTITY)),

@@ -60,6 +60,7 @@ OPERATORS = {
         "peregrine.PoolLinear": 1,
     },
 }
+BOTTLENECKS = {"resnet50", "resnet101", "resnet152"}
 LARGE = {"resnet34", "resnet50", "resnet101", "resnet152"}
 
 
@@ -87,6 +88,10 @@ def test_a_network_of_the_paper_is_fused_whole(models, name):
         expected = dict(OPERATORS[name])
         if precision is not Precision.FP32 and name.startswith("squeezenet"):
             expected["Cast"] = 1  # after the mean, which is no fused operator
+        if precision is not Precision.FP32 and name in BOTTLENECKS:
+            # Across the ends of the 3 blocks of the first stage; others have too few pixels.
+            expected["peregrine.Conv"] -= 2 * 3
+            expected["peregrine.PointwisePair"] = 3
         assert counts(made) == expected
         known = [v for node in made.graph for v in node.outputs]
         assert all(v.dtype is not None and v.shape.is_static() for v in known)

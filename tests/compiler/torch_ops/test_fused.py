@@ -167,6 +167,40 @@ def test_pool_linear() -> None:
     check(Fused.POOL_LINEAR, attributes, [x, w, b], expected)
 
 
+def test_pointwise_pair() -> None:
+    generator = np.random.default_rng(SEED)
+    x, w1, b1 = normal(generator, 2, 6, 5, 7), normal(generator, 9, 6, 1, 1), normal(generator, 9)
+    w2, b2 = normal(generator, 4, 9, 1, 1), normal(generator, 4)
+    z = normal(generator, 2, 9, 5, 7)
+    attributes = {**RELU, "second_activation": "tanh"}
+    entry = find(Fused.POINTWISE_PAIR, 1)
+    assert entry is not None
+    for given in ([x, w1, b1, z, w2, b2], [x, w1, None, None, w2]):
+        _, bias1, residual, _, bias2 = [*given, None][1:6]
+        first = onnx_node("Conv", [x, w1] if bias1 is None else [x, w1, b1])
+        first = np.maximum(first if residual is None else first + z, 0)
+        second = np.tanh(onnx_node("Conv", [first, w2] if bias2 is None else [first, w2, b2]))
+        exact = [None if array is None else torch.from_numpy(array) for array in given]
+        judged = reference(Operation(Fused.POINTWISE_PAIR, attributes), exact)
+        for dtype, tolerance in ((torch.float64, 1e-12), (torch.float16, 4e-3)):
+            tensors = [None if tensor is None else tensor.to(dtype) for tensor in exact]
+            run = entry.function(Call(attributes, 1), *tensors)
+            assert isinstance(run, tuple)
+            for made, judge, wanted in zip(run, judged, (first, second), strict=True):
+                assert made.dtype == dtype
+                for result, allowed in ((made, tolerance), (judge, 1e-12)):
+                    error = np.linalg.norm(result.double().numpy() - wanted)
+                    assert error < allowed * np.linalg.norm(wanted)
+
+
+def test_the_second_of_a_pair_reads_the_first_as_it_is_written() -> None:
+    """2049 is no float16 number: the second sum is of 2048."""
+    one = torch.ones(1, 1, 1, 1).half()
+    inputs = (one * 2048, one, one[0, :, 0, 0], None, one)
+    first, second = reference(Operation(Fused.POINTWISE_PAIR), inputs)
+    assert (first.item(), second.item()) == (2049, 2048)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_float32_input_is_rounded_to_the_dtype_of_the_weights(dtype: torch.dtype) -> None:
     torch.manual_seed(SEED)

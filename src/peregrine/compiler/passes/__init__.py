@@ -14,6 +14,7 @@ from peregrine.compiler.passes.fuse_conv import FuseConv
 from peregrine.compiler.passes.fuse_conv_max_pool import FuseConvMaxPool
 from peregrine.compiler.passes.fuse_depthwise_pointwise import FuseDepthwisePointwise
 from peregrine.compiler.passes.fuse_linear import FuseLinear
+from peregrine.compiler.passes.fuse_pointwise_pair import FusePointwisePair
 from peregrine.compiler.passes.fuse_pool_linear import FusePoolLinear
 
 OPTIONAL: dict[Fused, type[ir.passes.InPlacePass]] = {
@@ -21,6 +22,8 @@ OPTIONAL: dict[Fused, type[ir.passes.InPlacePass]] = {
     Fused.CONV_MAX_POOL: FuseConvMaxPool,
     Fused.CONV_BRANCHES: FuseBranches,
     Fused.POOL_LINEAR: FusePoolLinear,
+    # After those that have other plans with a pointwise convolution.
+    Fused.POINTWISE_PAIR: FusePointwisePair,
 }
 """What is not always faster than its parts, so that the autotuner compares."""
 

@@ -27,7 +27,10 @@ _ARITY = {
     Fused.CONV_MAX_POOL: (2, 3),
     Fused.CONV_BRANCHES: (4, 5),
     Fused.POOL_LINEAR: (2, 3),
+    Fused.POINTWISE_PAIR: (5, 6),
 }
+_OUTPUTS = {Fused.POINTWISE_PAIR: 2}
+"""How many, where it is not one."""
 FLOATS = frozenset(
     {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
 )
@@ -208,13 +211,29 @@ def write(
     attributes: Attributes,
     old: Sequence[ir.Node],
 ) -> None:
-    """Put a fused operator in the place of `old`, whose last node's one output becomes its own,
-    and which in the order given depend on one another: all that the fused operator reads is
-    there at the place of the last.
+    """Put a fused operator of one output in the place of `old`, whose last node's one output
+    becomes its own, and which in the order given depend on one another: all that the fused
+    operator reads is there at the place of the last.
 
     The output keeps its name, dtype and shape; the names of `old` go into the metadata."""
-    last = old[-1]
-    was, graph = last.outputs[0], last.graph
+    write_several(weights, fused, inputs, attributes, old, old[-1], [old[-1].outputs[0]])
+
+
+def write_several(
+    weights: Weights,
+    fused: Fused,
+    inputs: Sequence[ir.Value | None],
+    attributes: Attributes,
+    old: Sequence[ir.Node],
+    place: ir.Node,
+    were: Sequence[ir.Value],
+) -> None:
+    """Put a fused operator in the place of `place`, one of `old`, where all that it reads is there
+    already and none of `were` is read yet.
+
+    `were` are outputs of `old` that become its own, in this order; they keep their names, dtypes
+    and shapes. The names of `old` go into the metadata."""
+    graph = place.graph
     assert graph is not None
     while inputs[-1] is None:
         inputs = inputs[:-1]
@@ -223,13 +242,13 @@ def write(
         inputs,
         dict(attributes),
         domain=DOMAIN,
-        outputs=[ir.Value(name=was.name, type=was.type, shape=was.shape)],
+        outputs=[ir.Value(name=was.name, type=was.type, shape=was.shape) for was in were],
         name=str(old[0].name),
         metadata_props={SOURCES: json.dumps(sources(old))},
     )
     weights.model.opset_imports.setdefault(DOMAIN, 1)
     ir.convenience.replace_nodes_and_values(
-        graph, last, list(old), [node], [was], list(node.outputs)
+        graph, place, list(old), [node], list(were), list(node.outputs)
     )
 
 
@@ -268,7 +287,7 @@ def _misfits(node: ir.Node) -> Iterator[str]:
         yield f"{DOMAIN} has no operator {node.op_type}"
         return
     fewest, most = _ARITY[fused]
-    if not fewest <= len(node.inputs) <= most or len(node.outputs) != 1:
-        yield f"{node.name} ({fused}) has {len(node.inputs)} inputs"
-    if node.outputs[0].dtype is None:
+    if not fewest <= len(node.inputs) <= most or (len(node.outputs) != _OUTPUTS.get(fused, 1)):
+        yield f"{node.name} ({fused}) has {len(node.inputs)} inputs, {len(node.outputs)} outputs"
+    if any(output.dtype is None for output in node.outputs):
         yield f"{node.name} ({fused}) has an output without a dtype"

@@ -20,6 +20,7 @@ _TACTICS = {
     "cudnn_fused": "cudnn_fused:CudnnFused",
     "triton_conv": "triton_conv:TritonConv",
     "triton_branches": "triton_branches:TritonBranches",
+    "triton_pointwise_pair": "triton_pointwise_pair:TritonPointwisePair",
     "triton_stem": "triton_stem:TritonStem",
     "triton_conv_max_pool": "triton_stem:TritonConvMaxPool",
     "triton_depthwise": "triton_depthwise:TritonDepthwise",

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -70,21 +70,24 @@ class _Arithmetic:
         return activate(activation, y.to(self.sums))
 
 
-_Compute: TypeAlias = "Callable[..., Tensor]"
+_Compute: TypeAlias = "Callable[..., Tensor | tuple[Tensor, ...]]"
+_C = TypeVar("_C", bound=_Compute)
 _COMPUTES: dict[str, _Compute] = {}
 
 
-def _fused(name: Fused) -> Callable[[_Compute], _Compute]:
-    """Register a function of arithmetic, attributes and inputs that gives the sums."""
+def _fused(name: Fused) -> Callable[[_C], _C]:
+    """Register a function of arithmetic, attributes and inputs that gives the sums of each
+    output."""
 
-    def register(compute: _Compute) -> _Compute:
+    def register(compute: _C) -> _C:
         @operator(name)
-        def run(call: Call, *inputs: Tensor | None) -> Tensor:
+        def run(call: Call, *inputs: Tensor | None) -> Tensor | tuple[Tensor, ...]:
             weight = _weight(inputs)
             with float32_products(weight.device, tf32=call.tf32):
                 y = compute(_Arithmetic.of(weight), call.attributes, *inputs)
             written = call.get("output_dtype")
-            return y.to(torch_dtype(written) if written else weight.dtype)
+            dtype = torch_dtype(written) if written else weight.dtype
+            return tuple(part.to(dtype) for part in y) if isinstance(y, tuple) else y.to(dtype)
 
         _COMPUTES[name] = compute
         return compute
@@ -187,12 +190,32 @@ def _pool_linear(
     return arithmetic.finish(y, b, None, Activation.read(attributes))
 
 
+@_fused(Fused.POINTWISE_PAIR)
+def _pointwise_pair(
+    arithmetic: _Arithmetic,
+    attributes: Attributes,
+    x: Tensor,
+    w1: Tensor,
+    b1: Tensor | None,
+    z: Tensor | None,
+    w2: Tensor,
+    b2: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    window = Window((1, 1))
+    first = arithmetic.conv(x, w1, window)
+    first = arithmetic.finish(first, b1, z, Activation.read(attributes))
+    # `conv` rounds what it takes as Y1 is rounded when it is written.
+    second = arithmetic.conv(first, w2, window)
+    return first, arithmetic.finish(second, b2, None, Activation.read(attributes, "second_"))
+
+
 def reference(operation: Operation, inputs: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
     """What a fused operator should give for these inputs, to judge tactics by.
 
-    X is rounded to the weights' dtype as the operator rounds it; nothing else is rounded. Computed
-    in float64, but above `MOST_FLOAT64_FLOPS` on a GPU in float32 without TF32; the outputs have
-    the dtype that they were computed in.
+    X, and the Y1 that a PointwisePair reads again, are rounded to the weights' dtype as the
+    operator rounds them; nothing else is rounded. Computed in float64, but above
+    `MOST_FLOAT64_FLOPS` on a GPU in float32 without TF32; the outputs have the dtype that they
+    were computed in.
 
     Raises:
         Unsupported: no fused operator of that name.
@@ -205,7 +228,8 @@ def reference(operation: Operation, inputs: Sequence[Tensor | None]) -> tuple[Te
     if weight.is_cuda and _flops(operation, inputs) > MOST_FLOAT64_FLOPS:
         exact = torch.float32
     with float32_products(weight.device, tf32=False):
-        return (compute(_Arithmetic(weight.dtype, exact, exact), operation.attributes, *inputs),)
+        y = compute(_Arithmetic(weight.dtype, exact, exact), operation.attributes, *inputs)
+    return y if isinstance(y, tuple) else (y,)
 
 
 def _weight(inputs: Sequence[Tensor | None]) -> Tensor:
@@ -223,9 +247,15 @@ def _flops(operation: Operation, inputs: Sequence[Tensor | None]) -> float:
         positions = x.numel() // x.shape[-1]
     elif operation.operator == Fused.POOL_LINEAR:
         positions = x.shape[0]
+    elif operation.operator == Fused.POINTWISE_PAIR:
+        positions = x.shape[0] * x.shape[2] * x.shape[3]
     else:
         height, width = Window.read(operation.attributes).output(x.shape[2], x.shape[3])
         positions = x.shape[0] * height * width
-    names = {Fused.DEPTHWISE_POINTWISE: (1, 3), Fused.CONV_BRANCHES: (1, 3)}
-    weights = (inputs[index] for index in names.get(Fused(operation.operator), (1,)))
+    several = {
+        Fused.DEPTHWISE_POINTWISE: (1, 3),
+        Fused.CONV_BRANCHES: (1, 3),
+        Fused.POINTWISE_PAIR: (1, 4),
+    }
+    weights = (inputs[index] for index in several.get(Fused(operation.operator), (1,)))
     return 2.0 * positions * sum(w.numel() for w in weights if w is not None)
