@@ -21,7 +21,6 @@ import triton
 import triton.language as tl
 
 from peregrine.compiler.kernels.activations import activate
-from peregrine.compiler.kernels.conv import finish
 from peregrine.compiler.kernels.pdl import launch_dependents, wait
 from peregrine.compiler.kernels.products import multiply
 
@@ -118,8 +117,11 @@ def pointwise_pair(
         else:
             tl.store(y1_tile + first, written, mask=there & inside)
         second = multiply(written, tl.load(w2_tile + first).T, second, UPCAST)
-    finish(
-        second, bias2, y2, y2, M, rows, p,
-        O2, 0, Y2_STRIDE, BLOCK_P, HAS_BIAS2, False,
-        SECOND_KIND, SECOND_ALPHA, SECOND_BETA, WIDE,
-    )  # fmt: skip
+    if HAS_BIAS2:
+        second += tl.load(bias2 + p)[None, :]
+    result = activate(second, SECOND_KIND, SECOND_ALPHA, SECOND_BETA).to(y2.dtype.element_ty)
+    y2_tile = y2 + (m * Y2_STRIDE)[:, None] + p[None, :]
+    if O2 == BLOCK_P:
+        tl.store(y2_tile, result, mask=there)
+    else:
+        tl.store(y2_tile, result, mask=there & (p < O2)[None, :])
