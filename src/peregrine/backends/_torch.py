@@ -336,7 +336,7 @@ class TorchSession(Session):
         if not self.target.is_cuda:
             yield
             return
-        with _new_stream(self.target) as stream:
+        with new_stream(self.target) as stream:
             self._stream = stream
             try:
                 yield
@@ -363,7 +363,7 @@ class TorchSession(Session):
 
 
 @contextmanager
-def _new_stream(target: Target) -> Iterator[torch.cuda.Stream]:
+def new_stream(target: Target) -> Iterator[torch.cuda.Stream]:
     """A new stream, this thread's current one within, behind what was started before."""
     import torch
 

@@ -67,7 +67,7 @@ class Session(abc.ABC):
         stream); None where the runtime shows none. CUDA events are recorded on it."""
         return None
 
-    def own_stream(self) -> AbstractContextManager[None]:
+    def own_stream(self) -> AbstractContextManager[object]:
         """Within it, this thread's calls of this session wait for nobody else's: on a GPU they
         go to a stream of their own. Does nothing where every session has its own anyway."""
         return nullcontext()

@@ -243,7 +243,7 @@ class TensorRtSession(Session):
     def synchronize(self) -> None:
         self._running_on().synchronize()
 
-    def own_stream(self) -> AbstractContextManager[None]:
+    def own_stream(self) -> AbstractContextManager[object]:
         import torch
 
         # Launches go to the session's own stream, the replays of its graph to the current one.
