@@ -67,13 +67,15 @@ class TritonPointwisePair(Tactic):
 
     def configs(self, operation: Operation, device: Device) -> Sequence[Config]:
         sizes = _Sizes.read(operation)
-        found = sorted(_tilings(sizes), key=lambda tiling: _predict(sizes, tiling, device))
-        kept: list[_Tiling] = []
+        # Of equal ones the deeper pipeline.
+        found = sorted(
+            _tilings(sizes), key=lambda tiling: (_predict(sizes, tiling, device), -tiling.stages)
+        )
+        # Different tiles are a better list than the depths of one.
+        best: dict[tuple[int, int, int], _Tiling] = {}
         for tiling in found:
-            # Different tiles are a better list than the warps and stages of one.
-            alike = [t for t in kept if (t.block_m, t.block_o) == (tiling.block_m, tiling.block_o)]
-            if len(alike) < 2:
-                kept.append(tiling)
+            best.setdefault((tiling.block_m, tiling.block_o, tiling.warps), tiling)
+        kept = list(best.values())
         pdl = _nhwc.pdl(device)
         return [{**tiling.config(), "pdl": pdl} for tiling in kept[:_TRIED]]
 
@@ -291,7 +293,8 @@ def _predict(sizes: _Sizes, tiling: _Tiling, device: Device) -> float:
     compute = flops * device.multiprocessors / (device.flops * efficiency)
     step = max(together * compute, together * (weights + moved) / _L2_BYTES) / steps
     wave = _LATENCY + steps * max(step, _LATENCY / (tiling.stages - 1))
-    memory = sizes.bytes / (device.bandwidth * _EFFICIENCY)
+    # While a program waits for its X, only the others of its multiprocessor ask for more.
+    memory = sizes.bytes / (device.bandwidth * _EFFICIENCY) + waves * _LATENCY / together
     # What is hidden behind the other still counts a little: it breaks ties.
     return _LAUNCH + max(waves * wave, memory) + 0.05 * min(waves * wave, memory)
 
