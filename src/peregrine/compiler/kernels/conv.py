@@ -130,16 +130,42 @@ def accumulate(
 
 
 @triton.jit
-def finish(
-    acc,
-    bias,
+def inside(M, rows, columns, O: tl.constexpr, BLOCK_N: tl.constexpr):  # noqa: E741
+    """Which elements of a tile are elements of Y: rows below M, columns below O."""
+    there = rows[:, None] < M
+    if O % BLOCK_N != 0:
+        there = there & (columns[None, :] < O)
+    return there
+
+
+@triton.jit
+def residual(
     z,
-    y,
     M,
     rows,
     columns,
     O: tl.constexpr,  # noqa: E741
     Z_STRIDE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """The tile of Z. Loaded ahead of the sum it arrives while that is computed, and takes registers
+    meanwhile."""
+    m = rows.to(tl.int64) if WIDE else rows
+    at = z + (m * Z_STRIDE)[:, None] + columns[None, :]
+    return tl.load(at, mask=inside(M, rows, columns, O, BLOCK_N), other=0.0)
+
+
+@triton.jit
+def finish(
+    acc,
+    added,
+    bias,
+    y,
+    M,
+    rows,
+    columns,
+    O: tl.constexpr,  # noqa: E741
     Y_STRIDE: tl.constexpr,
     BLOCK_N: tl.constexpr,
     HAS_BIAS: tl.constexpr,
@@ -149,21 +175,34 @@ def finish(
     BETA: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    """Bias, residual, activation, and the tile's way to memory.
+    """Bias, residual (`added`, where HAS_Z), activation, and the tile's way to memory.
 
-    `columns` of bias, z and y; `O` is how many there are."""
-    there = rows[:, None] < M
-    if O % BLOCK_N != 0:
-        there = there & (columns[None, :] < O)
+    `columns` of bias and y; `O` is how many there are."""
     if HAS_BIAS:
         # Padded with zeros as the weights are.
         acc += tl.load(bias + columns)[None, :]
-    m = rows.to(tl.int64) if WIDE else rows
     if HAS_Z:
-        residual = tl.load(z + (m * Z_STRIDE)[:, None] + columns[None, :], mask=there, other=0.0)
-        acc += residual.to(tl.float32)
+        acc += added.to(tl.float32)
+    m = rows.to(tl.int64) if WIDE else rows
     result = activate(acc, KIND, ALPHA, BETA).to(y.dtype.element_ty)
-    tl.store(y + (m * Y_STRIDE)[:, None] + columns[None, :], result, mask=there)
+    at = y + (m * Y_STRIDE)[:, None] + columns[None, :]
+    tl.store(at, result, mask=inside(M, rows, columns, O, BLOCK_N))
+
+
+@triton.jit
+def sum_splits(
+    partials,
+    ROWS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    STEP: tl.constexpr,
+    SPLIT_K: tl.constexpr,
+):
+    """The sum of SPLIT_K tiles of partial results, STEP elements apart, always in that order."""
+    total = tl.zeros((ROWS, BLOCK_N), dtype=tl.float32)
+    for i in tl.static_range(SPLIT_K):
+        # Other multiprocessors wrote them: past the L1 cache.
+        total += tl.load(partials + i * STEP, cache_modifier=".cg")
+    return total
 
 
 @triton.jit
@@ -216,6 +255,7 @@ def conv(
     SPLIT_K: tl.constexpr,
     LAST_REDUCES: tl.constexpr,
     PRECISION: tl.constexpr,
+    AHEAD: tl.constexpr,
     WIDE: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -233,6 +273,7 @@ def conv(
             does. Either adds them in the order of K, whoever came first: sums repeat bit by bit.
         PRECISION: of float32 products: ieee, tf32x3 or tf32. `upcast` makes float32 products of
             any inputs, for Triton's interpreter, which multiplies bfloat16 as if it were integers.
+        AHEAD: Z is loaded before the sum; without a split.
         WIDE: offsets in X, Y or Z pass 2**31.
     """
     TILES_N: tl.constexpr = (O + BLOCK_N - 1) // BLOCK_N
@@ -250,15 +291,20 @@ def conv(
         last = tl.minimum(first + PER_SPLIT, STEPS)
     wait(PDL)
     launch_dependents(PDL)
+    added = 0.0
+    if HAS_Z and AHEAD:
+        added = residual(z, M, rows, columns, O, Z_STRIDE, BLOCK_N, WIDE)
     acc = accumulate(
         x, w, M, rows, columns, first, last,
         C, H, W, OH, OW, KH, KW, STRIDE_H, STRIDE_W, PAD_H, PAD_W, DILATION_H, DILATION_W,
         X_STRIDE, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION, WIDE,
     )  # fmt: skip
     if SPLIT_K == 1:
+        if HAS_Z and not AHEAD:
+            added = residual(z, M, rows, columns, O, Z_STRIDE, BLOCK_N, WIDE)
         finish(
-            acc, bias, z, y, M, rows, columns,
-            O, Z_STRIDE, Y_STRIDE, BLOCK_N, HAS_BIAS, HAS_Z, KIND, ALPHA, BETA, WIDE,
+            acc, added, bias, y, M, rows, columns,
+            O, Y_STRIDE, BLOCK_N, HAS_BIAS, HAS_Z, KIND, ALPHA, BETA, WIDE,
         )  # fmt: skip
     else:
         within = tl.arange(0, BLOCK_M)[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
@@ -269,54 +315,12 @@ def conv(
             tl.debug_barrier()
             arrived = tl.atomic_add(counters + tile, 1, sem="acq_rel", scope="gpu")
             if arrived == SPLIT_K - 1:
-                total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-                for i in tl.static_range(SPLIT_K):
-                    total += tl.load(mine + i * (BLOCK_M * BLOCK_N), cache_modifier=".cg")
+                total = sum_splits(mine, BLOCK_M, BLOCK_N, BLOCK_M * BLOCK_N, SPLIT_K)
+                late = 0.0
+                if HAS_Z:
+                    late = residual(z, M, rows, columns, O, Z_STRIDE, BLOCK_N, WIDE)
                 finish(
-                    total, bias, z, y, M, rows, columns,
-                    O, Z_STRIDE, Y_STRIDE, BLOCK_N, HAS_BIAS, HAS_Z, KIND, ALPHA, BETA, WIDE,
+                    total, late, bias, y, M, rows, columns,
+                    O, Y_STRIDE, BLOCK_N, HAS_BIAS, HAS_Z, KIND, ALPHA, BETA, WIDE,
                 )  # fmt: skip
                 tl.store(counters + tile, 0)
-
-
-@triton.jit(do_not_specialize=["M"])
-def reduce_splits(
-    partials,
-    bias,
-    z,
-    y,
-    M,
-    O: tl.constexpr,  # noqa: E741
-    Z_STRIDE: tl.constexpr,
-    Y_STRIDE: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    HAS_Z: tl.constexpr,
-    KIND: tl.constexpr,
-    ALPHA: tl.constexpr,
-    BETA: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    GROUP_M: tl.constexpr,
-    SPLIT_K: tl.constexpr,
-    ROWS: tl.constexpr,
-    WIDE: tl.constexpr,
-    PDL: tl.constexpr,
-):
-    """The second half of a split `conv`: ROWS rows of a tile a program; grid
-    (tiles, BLOCK_M / ROWS). The other arguments are those of the `conv` before it."""
-    TILES_N: tl.constexpr = (O + BLOCK_N - 1) // BLOCK_N
-    tile = tl.program_id(0)
-    tile_m, tile_n = tile_of(tile, tl.cdiv(M, BLOCK_M), TILES_N, GROUP_M)
-    local = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
-    n = tl.arange(0, BLOCK_N)
-    mine = partials + tile * (SPLIT_K * BLOCK_M * BLOCK_N)
-    mine += (local * BLOCK_N)[:, None] + n[None, :]
-    wait(PDL)
-    launch_dependents(PDL)
-    total = tl.zeros((ROWS, BLOCK_N), dtype=tl.float32)
-    for i in tl.static_range(SPLIT_K):
-        total += tl.load(mine + i * (BLOCK_M * BLOCK_N))
-    finish(
-        total, bias, z, y, M, tile_m * BLOCK_M + local, tile_n * BLOCK_N + n,
-        O, Z_STRIDE, Y_STRIDE, BLOCK_N, HAS_BIAS, HAS_Z, KIND, ALPHA, BETA, WIDE,
-    )  # fmt: skip

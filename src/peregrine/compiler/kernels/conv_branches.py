@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from peregrine.compiler.kernels.conv import accumulate, finish, multiply
-from peregrine.compiler.kernels.conv_tma import fetch, pixels_of_box
+from peregrine.compiler.kernels.conv_tma import corner_of_box, fetch, pixels_of_box
 from peregrine.compiler.kernels.pdl import launch_dependents, wait
 
 
@@ -74,8 +74,8 @@ def conv_branches(
             X_STRIDE, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION, WIDE,
         )  # fmt: skip
         finish(
-            acc, bias2, y, y + O1, M, rows, columns,
-            O2, 0, Y_STRIDE, BLOCK_N, HAS_BIAS2, False, KIND, ALPHA, BETA, WIDE,
+            acc, 0.0, bias2, y + O1, M, rows, columns,
+            O2, Y_STRIDE, BLOCK_N, HAS_BIAS2, False, KIND, ALPHA, BETA, WIDE,
         )  # fmt: skip
     else:
         columns = (column - TILES_2) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -85,8 +85,8 @@ def conv_branches(
             X_STRIDE, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION, WIDE,
         )  # fmt: skip
         finish(
-            acc, bias1, y, y, M, rows, columns,
-            O1, 0, Y_STRIDE, BLOCK_N, HAS_BIAS1, False, KIND, ALPHA, BETA, WIDE,
+            acc, 0.0, bias1, y, M, rows, columns,
+            O1, Y_STRIDE, BLOCK_N, HAS_BIAS1, False, KIND, ALPHA, BETA, WIDE,
         )  # fmt: skip
 
 
@@ -133,9 +133,8 @@ def conv_branches_tma(
     BLOCKS_C: tl.constexpr = (C + BLOCK_K - 1) // BLOCK_K
     program = tl.program_id(0)
     column = program % (TILES_1 + TILES_2)
-    n, h, w, rows = pixels_of_box(
-        program // (TILES_1 + TILES_2), N, OH, OW, BOX_N, BOX_H, BOX_W
-    )  # fmt: skip
+    n, h, w = corner_of_box(program // (TILES_1 + TILES_2), OH, OW, BOX_N, BOX_H, BOX_W)
+    rows = pixels_of_box(tl.arange(0, BLOCK_M), n, h, w, N, OH, OW, BOX_H, BOX_W)
     M = N * (OH * OW)
     wait(PDL)
     launch_dependents(PDL)
@@ -148,8 +147,8 @@ def conv_branches_tma(
             )  # fmt: skip
             acc = multiply(a, w2.load([column * BLOCK_N, step * BLOCK_K]), acc, PRECISION)
         finish(
-            acc, bias2, y, y + O1, M, rows, column * BLOCK_N + tl.arange(0, BLOCK_N),
-            O2, 0, Y_STRIDE, BLOCK_N, HAS_BIAS2, False, KIND, ALPHA, BETA, WIDE,
+            acc, 0.0, bias2, y + O1, M, rows, column * BLOCK_N + tl.arange(0, BLOCK_N),
+            O2, Y_STRIDE, BLOCK_N, HAS_BIAS2, False, KIND, ALPHA, BETA, WIDE,
         )  # fmt: skip
     else:
         first = (column - TILES_2) * BLOCK_N
@@ -159,6 +158,6 @@ def conv_branches_tma(
             )  # fmt: skip
             acc = multiply(a, w1.load([first, step * BLOCK_K]), acc, PRECISION)
         finish(
-            acc, bias1, y, y, M, rows, first + tl.arange(0, BLOCK_N),
-            O1, 0, Y_STRIDE, BLOCK_N, HAS_BIAS1, False, KIND, ALPHA, BETA, WIDE,
+            acc, 0.0, bias1, y, M, rows, first + tl.arange(0, BLOCK_N),
+            O1, Y_STRIDE, BLOCK_N, HAS_BIAS1, False, KIND, ALPHA, BETA, WIDE,
         )  # fmt: skip

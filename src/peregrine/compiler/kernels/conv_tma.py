@@ -16,7 +16,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from peregrine.compiler.kernels.conv import finish, multiply
+from peregrine.compiler.kernels.activations import activate
+from peregrine.compiler.kernels.conv import finish, multiply, residual, sum_splits
 from peregrine.compiler.kernels.pdl import launch_dependents, wait
 
 
@@ -59,32 +60,82 @@ def fetch(
 
 
 @triton.jit
-def pixels_of_box(
+def corner_of_box(
     box,
-    N,
     OH: tl.constexpr,
     OW: tl.constexpr,
     BOX_N: tl.constexpr,
     BOX_H: tl.constexpr,
     BOX_W: tl.constexpr,
 ):
-    """Image, row and column where a box begins, and the number of each of its pixels: that of none,
-    N * OH * OW, for those beyond the image, which `finish` masks."""
+    """Image, row and column of the output where a box begins."""
     TILES_H: tl.constexpr = (OH + BOX_H - 1) // BOX_H
     TILES_W: tl.constexpr = (OW + BOX_W - 1) // BOX_W
-    w0 = (box % TILES_W) * BOX_W
-    h0 = ((box // TILES_W) % TILES_H) * BOX_H
-    n0 = (box // (TILES_W * TILES_H)) * BOX_N
-    row = tl.arange(0, BOX_N * BOX_H * BOX_W)
-    n = n0 + row // (BOX_H * BOX_W)
-    oh = h0 + (row // BOX_W) % BOX_H
-    ow = w0 + row % BOX_W
-    inside = n < N
+    w = (box % TILES_W) * BOX_W
+    h = ((box // TILES_W) % TILES_H) * BOX_H
+    return (box // (TILES_W * TILES_H)) * BOX_N, h, w
+
+
+@triton.jit
+def pixels_of_box(
+    local,
+    n,
+    h,
+    w,
+    N,
+    OH: tl.constexpr,
+    OW: tl.constexpr,
+    BOX_H: tl.constexpr,
+    BOX_W: tl.constexpr,
+):
+    """The number of the output pixel of some rows (`local`) of the tile whose box begins at
+    (n, h, w): for those beyond the image that of none, N * OH * OW, which `finish` masks."""
+    at_n = n + local // (BOX_H * BOX_W)
+    at_h = h + (local // BOX_W) % BOX_H
+    at_w = w + local % BOX_W
+    there = at_n < N
     if OH % BOX_H != 0:
-        inside = inside & (oh < OH)
+        there = there & (at_h < OH)
     if OW % BOX_W != 0:
-        inside = inside & (ow < OW)
-    return n0, h0, w0, tl.where(inside, (n * OH + oh) * OW + ow, N * (OH * OW))
+        there = there & (at_w < OW)
+    return tl.where(there, (at_n * OH + at_h) * OW + at_w, N * (OH * OW))
+
+
+@triton.jit
+def finish_box(
+    acc,
+    bias,
+    z,
+    y,
+    n,
+    h,
+    w,
+    o,
+    RANK: tl.constexpr,
+    BOX_N: tl.constexpr,
+    BOX_H: tl.constexpr,
+    BOX_W: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_Z: tl.constexpr,
+    KIND: tl.constexpr,
+    ALPHA: tl.constexpr,
+    BETA: tl.constexpr,
+):
+    """`finish` for a whole box with Z fetched and Y written by the accelerator: both descriptors
+    with boxes of the tile's size."""
+    BLOCK_M: tl.constexpr = BOX_N * BOX_H * BOX_W
+    if HAS_BIAS:
+        acc += tl.load(bias + o + tl.arange(0, BLOCK_N))[None, :]
+    if RANK == 2:
+        if HAS_Z:
+            acc += z.load([n, o]).to(tl.float32)
+        y.store([n, o], activate(acc, KIND, ALPHA, BETA).to(y.dtype))
+    else:
+        if HAS_Z:
+            acc += z.load([n, h, w, o]).reshape(BLOCK_M, BLOCK_N).to(tl.float32)
+        result = activate(acc, KIND, ALPHA, BETA).to(y.dtype)
+        y.store([n, h, w, o], result.reshape(BOX_N, BOX_H, BOX_W, BLOCK_N))
 
 
 @triton.jit(do_not_specialize=["N"])
@@ -125,6 +176,9 @@ def conv_tma(
     SPLIT_K: tl.constexpr,
     PERSISTENT: tl.constexpr,
     PRECISION: tl.constexpr,
+    LAST_REDUCES: tl.constexpr,
+    AHEAD: tl.constexpr,
+    BOXED_END: tl.constexpr,
     WIDE: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -138,6 +192,7 @@ def conv_tma(
         w: descriptor of `pack_weights`' result with boxes (BLOCK_N, BLOCK_K).
         N: images; pixels where RANK is 2, with OH and OW 1.
         BOX_N, BOX_H, BOX_W: the tile of output pixels; their product is BLOCK_M.
+        BOXED_END: z and y are descriptors too, with boxes of the tile; without a split.
         bias, z, y, partials, counters, and the other constants: as in `kernels.conv.conv`.
     """
     BLOCK_M: tl.constexpr = BOX_N * BOX_H * BOX_W
@@ -159,7 +214,14 @@ def conv_tma(
     end = tiles if PERSISTENT else tl.program_id(0) + 1
     for tile in tl.range(tl.program_id(0), end, tl.num_programs(0), flatten=PERSISTENT):
         o0 = (tile % TILES_N) * BLOCK_N
-        n0, h0, w0, rows = pixels_of_box(tile // TILES_N, N, OH, OW, BOX_N, BOX_H, BOX_W)
+        n0, h0, w0 = corner_of_box(tile // TILES_N, OH, OW, BOX_N, BOX_H, BOX_W)
+        M = N * (OH * OW)
+        local = tl.arange(0, BLOCK_M)
+        rows = pixels_of_box(local, n0, h0, w0, N, OH, OW, BOX_H, BOX_W)
+        columns = o0 + tl.arange(0, BLOCK_N)
+        added = 0.0
+        if HAS_Z and AHEAD and not BOXED_END:
+            added = residual(z, M, rows, columns, O, Z_STRIDE, BLOCK_N, WIDE)
 
         acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
         for step in range(first, last):
@@ -172,25 +234,84 @@ def conv_tma(
             b = w.load([o0, step * BLOCK_K])
             acc = multiply(a, b, acc, PRECISION)
 
-        M = N * (OH * OW)
-        columns = o0 + tl.arange(0, BLOCK_N)
-        if SPLIT_K == 1:
+        if BOXED_END:
+            finish_box(
+                acc, bias, z, y, n0, h0, w0, o0, RANK,
+                BOX_N, BOX_H, BOX_W, BLOCK_N, HAS_BIAS, HAS_Z, KIND, ALPHA, BETA,
+            )  # fmt: skip
+        elif SPLIT_K == 1:
+            if HAS_Z and not AHEAD:
+                added = residual(z, M, rows, columns, O, Z_STRIDE, BLOCK_N, WIDE)
             finish(
-                acc, bias, z, y, M, rows, columns,
-                O, Z_STRIDE, Y_STRIDE, BLOCK_N, HAS_BIAS, HAS_Z, KIND, ALPHA, BETA, WIDE,
+                acc, added, bias, y, M, rows, columns,
+                O, Y_STRIDE, BLOCK_N, HAS_BIAS, HAS_Z, KIND, ALPHA, BETA, WIDE,
             )  # fmt: skip
         else:
-            within = tl.arange(0, BLOCK_M)[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
+            within = local[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
             mine = partials + tile * (SPLIT_K * BLOCK_M * BLOCK_N) + within
             tl.store(mine + tl.program_id(1) * (BLOCK_M * BLOCK_N), acc)
-            tl.debug_barrier()
-            arrived = tl.atomic_add(counters + tile, 1, sem="acq_rel", scope="gpu")
-            if arrived == SPLIT_K - 1:
-                total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-                for i in tl.static_range(SPLIT_K):
-                    total += tl.load(mine + i * (BLOCK_M * BLOCK_N), cache_modifier=".cg")
-                finish(
-                    total, bias, z, y, M, rows, columns,
-                    O, Z_STRIDE, Y_STRIDE, BLOCK_N, HAS_BIAS, HAS_Z, KIND, ALPHA, BETA, WIDE,
-                )  # fmt: skip
-                tl.store(counters + tile, 0)
+            if LAST_REDUCES:
+                tl.debug_barrier()
+                arrived = tl.atomic_add(counters + tile, 1, sem="acq_rel", scope="gpu")
+                if arrived == SPLIT_K - 1:
+                    total = sum_splits(mine, BLOCK_M, BLOCK_N, BLOCK_M * BLOCK_N, SPLIT_K)
+                    late = 0.0
+                    if HAS_Z:
+                        late = residual(z, M, rows, columns, O, Z_STRIDE, BLOCK_N, WIDE)
+                    finish(
+                        total, late, bias, y, M, rows, columns,
+                        O, Y_STRIDE, BLOCK_N, HAS_BIAS, HAS_Z, KIND, ALPHA, BETA, WIDE,
+                    )  # fmt: skip
+                    tl.store(counters + tile, 0)
+
+
+@triton.jit(do_not_specialize=["N"])
+def reduce_splits(
+    partials,
+    bias,
+    z,
+    y,
+    N,
+    O: tl.constexpr,  # noqa: E741
+    OH: tl.constexpr,
+    OW: tl.constexpr,
+    Z_STRIDE: tl.constexpr,
+    Y_STRIDE: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_Z: tl.constexpr,
+    KIND: tl.constexpr,
+    ALPHA: tl.constexpr,
+    BETA: tl.constexpr,
+    BOX_N: tl.constexpr,
+    BOX_H: tl.constexpr,
+    BOX_W: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    SPLIT_K: tl.constexpr,
+    ROWS: tl.constexpr,
+    WIDE: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """The second half of a split convolution: ROWS rows of a tile a program; grid
+    (tiles, BLOCK_M / ROWS). The other arguments are those of the kernel before it; the tiles of
+    `kernels.conv.conv` are boxes of BLOCK_M images of one pixel."""
+    BLOCK_M: tl.constexpr = BOX_N * BOX_H * BOX_W
+    TILES_N: tl.constexpr = (O + BLOCK_N - 1) // BLOCK_N
+    tile = tl.program_id(0)
+    n, h, w = corner_of_box(tile // TILES_N, OH, OW, BOX_N, BOX_H, BOX_W)
+    local = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    rows = pixels_of_box(local, n, h, w, N, OH, OW, BOX_H, BOX_W)
+    column = tl.arange(0, BLOCK_N)
+    columns = (tile % TILES_N) * BLOCK_N + column
+    M = N * (OH * OW)
+    mine = partials + tile * (SPLIT_K * BLOCK_M * BLOCK_N)
+    mine += (local * BLOCK_N)[:, None] + column[None, :]
+    wait(PDL)
+    launch_dependents(PDL)
+    added = 0.0
+    if HAS_Z:
+        added = residual(z, M, rows, columns, O, Z_STRIDE, BLOCK_N, WIDE)
+    total = sum_splits(mine, ROWS, BLOCK_N, BLOCK_M * BLOCK_N, SPLIT_K)
+    finish(
+        total, added, bias, y, M, rows, columns,
+        O, Y_STRIDE, BLOCK_N, HAS_BIAS, HAS_Z, KIND, ALPHA, BETA, WIDE,
+    )  # fmt: skip

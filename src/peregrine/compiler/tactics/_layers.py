@@ -125,6 +125,8 @@ class Layer:
             self.channels,
             kinds[0].itemsize,
             sum(kind.bytes for kind in kinds),
+            self.has_z,
+            self.boxed_end,
             self.box_rank,
         )
 
@@ -143,6 +145,16 @@ class Layer:
         if stride == 1 or self.window.is_pointwise:
             return 4
         return 0 if self.image[0] % stride or self.image[1] % stride else 5
+
+    @property
+    def boxed_end(self) -> bool:
+        """Whether Z and Y can be told of it."""
+        ends = [(self.operation.outputs[0], self.y_stride)]
+        if self.has_z:
+            z = self.operation.inputs[3]
+            assert z is not None
+            ends.append((z, self.z_stride))
+        return all(stride * kind.itemsize % 16 == 0 for kind, stride in ends)
 
     @property
     def has_bias(self) -> bool:
@@ -264,6 +276,24 @@ def input_view(layer: Layer, x: torch.Tensor, box: tuple[int, int, int], block_k
         strides = [image, stride * row, row, stride * pixel, 1]
         request = [images, rows, 1, columns, block_k]
     return TensorDescriptor(x, sizes, strides, request)
+
+
+def output_view(
+    layer: Layer, y: torch.Tensor, stride: int, box: tuple[int, int, int], block_n: int
+) -> Any:
+    """A descriptor of Y, or of Z, for tiles of `block_n` channels of a box of pixels.
+
+    Args:
+        stride: of its pixels, in elements.
+    """
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    height, width = layer.grid
+    if layer.box_rank == 2:
+        return TensorDescriptor(y, [layer.images, layer.outputs], [stride, 1], [box[0], block_n])
+    sizes = [layer.images, height, width, layer.outputs]
+    strides = [height * width * stride, width * stride, stride, 1]
+    return TensorDescriptor(y, sizes, strides, [*box, block_n])
 
 
 def weight_view(packed: torch.Tensor, layer: Layer, block_n: int, block_k: int) -> Any:

@@ -9,13 +9,13 @@ from functools import lru_cache
 
 from peregrine.compiler.tactics.base import Config, Device
 
-_LAUNCH = 2.0e-6
-"""Seconds of a kernel in a CUDA graph that are no work: start, first loads, last stores."""
-_SPLIT = 1.2e-6
+_LAUNCH = 0.9e-6
+"""Seconds of a kernel in a CUDA graph that are no work: its start, the end of the one before."""
+_SPLIT = 1.1e-6
 """Seconds more for the partial sums of a split K: written, counted, read back."""
-_LATENCY = 0.7e-6
+_LATENCY = 0.55e-6
 """Seconds from asking the L2 cache for a block of K until it is multiplied."""
-_L2_BYTES = 42e9
+_L2_BYTES = 50e9
 """Bytes a second that one multiprocessor reads from the L2 cache."""
 _SHARED_MEMORY = 227 * 1024
 """Bytes a block may use on Hopper; older devices refuse some configurations when they compile."""
@@ -29,8 +29,10 @@ _TILES = (
     (64, 16, 128, 4, 4),
     (64, 32, 64, 4, 5),
     (64, 32, 128, 4, 4),
+    (64, 64, 64, 4, 3),
     (64, 64, 64, 4, 4),
     (64, 64, 128, 4, 3),
+    (64, 128, 64, 4, 3),
     (64, 128, 64, 4, 4),
     (128, 32, 64, 4, 4),
     (128, 64, 64, 4, 3),
@@ -77,6 +79,9 @@ class Product:
     itemsize: int
     bytes: int
     """The fewest that it must move."""
+    residual: bool = False
+    boxed_end: bool = False
+    """Whether the tensor memory accelerator can fetch the residual and write the output."""
     box_rank: int = 0
     """Of the input for the tensor memory accelerator; 0 where it cannot fetch it."""
 
@@ -109,6 +114,10 @@ class Tiling:
     """`pointers`: threads compute addresses; `tma`: the tensor memory accelerator."""
     programs: int = 0
     """That walk over all tiles; 0 for one program a tile."""
+    ahead: bool = False
+    """Whether the residual is loaded before the sum."""
+    boxed_end: bool = False
+    """Whether the accelerator fetches the residual and writes the output, too."""
 
     @classmethod
     def read(cls, config: Config) -> Tiling:
@@ -135,9 +144,10 @@ class Tiling:
         return _box(product.pixels, self.block_m)
 
     def shared_memory(self, itemsize: int) -> int:
-        """Bytes that the pipelined blocks of both operands take."""
+        """Bytes that the pipelined blocks of both operands take, and the tiles of a boxed end."""
         held = self.stages if self.fetch == "pointers" else self.stages - 1
-        return held * (self.block_m + self.block_n) * self.block_k * itemsize
+        end = 2 * self.block_m * self.block_n if self.boxed_end else 0
+        return (held * (self.block_m + self.block_n) * self.block_k + end) * itemsize
 
     def resident(self, itemsize: int) -> int:
         """Programs that fit a multiprocessor at a time."""
@@ -181,7 +191,9 @@ def candidates(product: Product, device: Device) -> Iterator[Tiling]:
             if product.box_rank == 5 and fetch == "tma" and product.channels % depth:
                 # What it fetches beyond a pixel's channels would be the next pixel's.
                 continue
-            tiling = Tiling(block_m, block_n, depth, warps, stages, fetch=fetch)
+            # Nor more stages than there are steps to fill them.
+            deepest = max(2, product.steps(depth) + (1 if fetch == "pointers" else 2))
+            tiling = Tiling(block_m, block_n, depth, warps, min(stages, deepest), fetch=fetch)
             useful = _useful(block_n, product.n) and _useful(block_m, product.m)
             fits = tiling.shared_memory(product.itemsize) <= _SHARED_MEMORY
             if useful and fits and tiling not in seen:
@@ -197,10 +209,18 @@ def _useful(block: int, size: int) -> bool:
 def _variants(tiling: Tiling, product: Product, device: Device) -> Iterator[Tiling]:
     """The ways to spread its tiles over the multiprocessors."""
     tiles, steps = tiling.tiles(product), product.steps(tiling.block_k)
-    yield tiling
-    together = device.multiprocessors * tiling.resident(product.itemsize)
-    if tiling.fetch == "tma" and tiles > together:
-        yield replace(tiling, programs=together)
+    ends = [tiling]
+    if tiling.fetch == "tma" and product.boxed_end:
+        boxed = replace(tiling, boxed_end=True)
+        if boxed.shared_memory(product.itemsize) <= _SHARED_MEMORY:
+            ends.append(boxed)
+    for way in ends:
+        yield way
+        together = device.multiprocessors * way.resident(product.itemsize)
+        if way.fetch == "tma" and tiles > together:
+            yield replace(way, programs=together)
+    if product.residual and tiling.fetch == "pointers":
+        yield replace(tiling, ahead=True)
     for split in _SPLITS[1:]:
         # Full waves need no split; and every split must have work.
         if (
@@ -209,8 +229,7 @@ def _variants(tiling: Tiling, product: Product, device: Device) -> Iterator[Tili
         ):
             continue
         yield replace(tiling, split_k=split)
-        if tiling.fetch == "pointers":
-            yield replace(tiling, split_k=split, reduce="kernel")
+        yield replace(tiling, split_k=split, reduce="kernel")
 
 
 def best(product: Product, device: Device) -> list[Tiling]:
@@ -221,7 +240,7 @@ def best(product: Product, device: Device) -> list[Tiling]:
     for tiling in sorted(
         candidates(product, device), key=lambda tiling: predict(product, tiling, device)
     ):
-        tile = replace(tiling, split_k=1, reduce="last", programs=0)
+        tile = replace(tiling, split_k=1, reduce="last", programs=0, ahead=False, boxed_end=False)
         count[tile] = count.get(tile, 0) + 1
         if count[tile] <= 2:
             kept.append(tiling)
@@ -255,7 +274,7 @@ def predict(product: Product, tiling: Tiling, device: Device) -> float:
         if tiling.reduce == "last":
             seconds += _SPLIT + partial * (tiling.split_k + 1) / (2 * _L2_BYTES)
         else:
-            seconds += 1.5 * _SPLIT + 2 * partial * units / (_L2_BYTES * processors)
+            seconds += 1.1 * _SPLIT + 2 * partial * units / (_L2_BYTES * processors)
     # What is hidden behind device memory still counts a little: it breaks ties.
     memory = product.bytes / device.bandwidth
     return _LAUNCH + max(seconds, memory) + 0.05 * min(seconds, memory)

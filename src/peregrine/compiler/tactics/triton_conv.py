@@ -13,6 +13,7 @@ from peregrine.compiler.tactics._layers import (
     DTYPES,
     Layer,
     input_view,
+    output_view,
     pack_bias,
     pack_weights,
     precisions,
@@ -143,12 +144,15 @@ class TritonConv(Tactic):
             "BLOCK_N": tiling.block_n,
             "SPLIT_K": tiling.split_k,
             "PRECISION": str(config["precision"]),
+            "LAST_REDUCES": tiling.reduce == "last",
+            "AHEAD": tiling.ahead,
             "PDL": bool(config["pdl"]),
         }
         if tiling.fetch == "tma" and x.data_ptr() % 16 == 0:
-            return [_with_tma(layer, tiling, x, w, data)]
-        tiling = replace(tiling, fetch="pointers")
-        kernels = [_with_pointers(layer, tiling, x, w, data)]
+            kernels = [_with_tma(layer, tiling, x, w, data)]
+        else:
+            tiling = replace(tiling, fetch="pointers")
+            kernels = [_with_pointers(layer, tiling, x, w, data)]
         if tiling.split_k > 1 and tiling.reduce == "kernel":
             kernels.append(_reduction(layer, tiling, data))
         return kernels
@@ -173,7 +177,6 @@ def _with_pointers(
         "BLOCK_M": tiling.block_m,
         "BLOCK_K": tiling.block_k,
         "GROUP_M": 1,
-        "LAST_REDUCES": tiling.reduce == "last",
     }
     grid = (tiling.tiles(layer.product), tiling.split_k)
     return _triton.Kernel(conv.conv, grid, arguments, tiling.warps, tiling.stages, data["PDL"])
@@ -185,10 +188,19 @@ def _with_tma(
     from peregrine.compiler.kernels import conv_tma
 
     box = tiling.box(layer.product)
+    ends: dict[str, Any] = {}
+    if tiling.boxed_end and data["y"].data_ptr() % 16 == data["z"].data_ptr() % 16 == 0:
+        strides = {"z": layer.z_stride or layer.y_stride, "y": layer.y_stride}
+        ends = {
+            name: output_view(layer, data[name], stride, box, tiling.block_n)
+            for name, stride in strides.items()
+        }
     arguments = {
         "x": input_view(layer, x, box, tiling.block_k),
         "w": weight_view(w, layer, tiling.block_n, tiling.block_k),
         **data,
+        **ends,
+        "BOXED_END": bool(ends),
         "N": layer.images,
         **layer.constants(),
         "STRIDE": layer.window.strides[0],
@@ -206,20 +218,25 @@ def _with_tma(
 
 
 def _reduction(layer: Layer, tiling: Tiling, data: dict[str, Any]) -> _triton.Kernel:
-    from peregrine.compiler.kernels import conv
+    from peregrine.compiler.kernels import conv_tma
 
     # About 8 elements a thread: many small programs read the partial sums fastest.
     rows = max(1, min(tiling.block_m, 1024 // tiling.block_n))
+    boxed = tiling.fetch == "tma"
+    box = tiling.box(layer.product) if boxed else (tiling.block_m, 1, 1)
     arguments = {
-        **data,
-        "M": layer.m,
-        "BLOCK_M": tiling.block_m,
-        "GROUP_M": 1,
+        **{name: data[name] for name in ("partials", "bias", "z", "y", *layer.epilogue())},
+        **{name: data[name] for name in ("BLOCK_N", "SPLIT_K", "PDL")},
+        "N": layer.images if boxed else layer.m,
+        "OH": layer.grid[0] if boxed else 1,
+        "OW": layer.grid[1] if boxed else 1,
+        "BOX_N": box[0],
+        "BOX_H": box[1],
+        "BOX_W": box[2],
         "ROWS": rows,
     }
-    del arguments["counters"], arguments["PRECISION"]
     grid = (tiling.tiles(layer.product), tiling.block_m // rows)
-    return _triton.Kernel(conv.reduce_splits, grid, arguments, 4, 2, data["PDL"])
+    return _triton.Kernel(conv_tma.reduce_splits, grid, arguments, 4, 2, data["PDL"])
 
 
 def _stand_ins(operation: Operation, tiling: Tiling) -> list[torch.Tensor | None]:
