@@ -24,6 +24,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from peregrine.backends import registry
 from peregrine.backends.base import Session
 from peregrine.backends.native import NativeSession
@@ -132,7 +134,7 @@ class Row:
         self.session.bind(feeds)
         if isinstance(self.session, NativeSession):
             plan = self.session.executable.plan
-            self.facts["plan_memory"] = to_builtins(plan.memory)
+            self.facts["plan_memory"] = msgspec.to_builtins(plan.memory)
             self.facts["steps"] = len(plan.steps)
 
     def round(self) -> None:

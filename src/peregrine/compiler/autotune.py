@@ -208,7 +208,13 @@ class Autotuner:
                 if not error <= trial.tolerance:
                     refused.append(contender.timed(None, error, f"off by {error:.1e}"))
                     continue
-                short.append((trial.seconds(launch, _SHORT_S), contender, error))
+                seconds = trial.seconds(launch, _SHORT_S)
+                # Once more, of the last of many: a race between blocks shows now and then.
+                error = max(error, trial.difference())
+                if not error <= trial.tolerance:
+                    refused.append(contender.timed(None, error, f"at times off by {error:.1e}"))
+                    continue
+                short.append((seconds, contender, error))
             except Exception as failure:  # noqa: BLE001  # a tactic that fails is out, not the build
                 refused.append(contender.timed(None, None, _first_line(failure)))
         if not short:
@@ -311,19 +317,25 @@ class Trial:
     def error(self, launch: Launch) -> float:
         """The largest relative error of two runs; infinite where a number is not finite or was
         not written. The second run finds what the first left in the step's state."""
-        import torch
-
         worst = 0.0
         for _ in range(2):
             for output in self._outputs:
                 output.fill_(float("nan") if output.dtype.is_floating_point else 1)
             launch()
-            torch.cuda.synchronize(self._device.name)
-            for output, expected in zip(self._outputs, self._expected, strict=True):
-                off = torch.linalg.vector_norm(output.double() - expected.double())
-                norm = torch.linalg.vector_norm(expected.double())
-                ratio = float(off / norm) if float(norm) else float(off)
-                worst = max(worst, ratio) if ratio == ratio else float("inf")
+            worst = max(worst, self.difference())
+        return worst
+
+    def difference(self) -> float:
+        """The relative error of what the outputs hold now; infinite where one is not finite."""
+        import torch
+
+        torch.cuda.synchronize(self._device.name)
+        worst = 0.0
+        for output, expected in zip(self._outputs, self._expected, strict=True):
+            off = torch.linalg.vector_norm(output.double() - expected.double())
+            norm = torch.linalg.vector_norm(expected.double())
+            ratio = float(off / norm) if float(norm) else float(off)
+            worst = max(worst, ratio) if ratio == ratio else float("inf")
         return worst
 
     def seconds(self, launch: Launch, budget: float) -> float:

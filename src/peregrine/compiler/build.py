@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from peregrine.compiler.lower import Chooser, lower
 from peregrine.compiler.lowered import Lowered
+from peregrine.compiler.plan import Step
 from peregrine.types import Precision
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from peregrine.model.model import Model
 
 
@@ -23,6 +26,9 @@ def build(
 ) -> Lowered:
     """Rebuild a model's graph for one device.
 
+    Optional fused operators are measured against their parts, each for itself, and the graph is
+    rebuilt without those that do not pay.
+
     Args:
         model: with an ONNX graph.
         dims: the size of every input symbol.
@@ -34,8 +40,52 @@ def build(
         Unsupported: an operator, attribute or type that the engine lacks, by name.
         ModelCorrupt: the file is no ONNX graph.
     """
-    from peregrine.compiler.importing import specialise
-    from peregrine.compiler.passes import optimise
+    from peregrine.compiler.passes import OPTIONAL, optimise
 
-    graph = optimise(specialise(model, dims, precision))
-    return lower(graph, chooser, dims=dims, precision=precision, name=model.name, progress=progress)
+    def lowered(**choice: Any) -> Lowered:
+        return lower(
+            optimise(_graph(model, dims, precision), **choice),
+            chooser,
+            dims=dims,
+            precision=precision,
+            name=model.name,
+            progress=progress,
+        )
+
+    whole = lowered()
+    optional = set(OPTIONAL)
+    if not any(step.operation.operator in optional and step.chosen.ms for step in whole.plan.steps):
+        return whole
+    parts = lowered(fuse=())
+    apart = faster_apart(whole.plan.steps, parts.plan.steps, optional)
+    del parts
+    return lowered(apart=apart) if apart else whole
+
+
+def faster_apart(
+    whole: Sequence[Step], parts: Sequence[Step], optional: Collection[str]
+) -> set[frozenset[str]]:
+    """The nodes, by name, of each step of an optional operator that took longer than the steps
+    that do the same without it.
+
+    Args:
+        whole: steps of the plan with all optional operators.
+        parts: steps of the plan without any.
+        optional: operators.
+    """
+    found = set()
+    for step in whole:
+        if step.operation.operator not in optional or step.chosen.ms is None:
+            continue
+        nodes = frozenset(step.sources)
+        own = [part.chosen.ms for part in parts if part.sources and nodes.issuperset(part.sources)]
+        times = [ms for ms in own if ms is not None]
+        if own and len(times) == len(own) and sum(times) < step.chosen.ms:
+            found.add(nodes)
+    return found
+
+
+def _graph(model: Model, dims: Mapping[str, int], precision: Precision) -> ir.Model:
+    from peregrine.compiler.importing import specialise
+
+    return specialise(model, dims, precision)

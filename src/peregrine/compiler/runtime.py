@@ -185,7 +185,7 @@ class Executable:
             step.chosen.config,
             [self._fixed[name] if name else None for name in step.inputs],
             [self._fixed[name] for name in step.outputs],
-            self._workspace if step.workspace else None,
+            self._workspace[: step.workspace] if step.workspace else None,
             state,
         )
         return lambda environment: launch()

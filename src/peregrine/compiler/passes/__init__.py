@@ -16,8 +16,9 @@ from peregrine.compiler.passes.fuse_depthwise_pointwise import FuseDepthwisePoin
 from peregrine.compiler.passes.fuse_linear import FuseLinear
 from peregrine.compiler.passes.fuse_pointwise_pair import FusePointwisePair
 from peregrine.compiler.passes.fuse_pool_linear import FusePoolLinear
+from peregrine.compiler.passes.rewriting import Fusion
 
-OPTIONAL: dict[Fused, type[ir.passes.InPlacePass]] = {
+OPTIONAL: dict[Fused, type[Fusion]] = {
     Fused.DEPTHWISE_POINTWISE: FuseDepthwisePointwise,
     Fused.CONV_MAX_POOL: FuseConvMaxPool,
     Fused.CONV_BRANCHES: FuseBranches,
@@ -28,12 +29,18 @@ OPTIONAL: dict[Fused, type[ir.passes.InPlacePass]] = {
 """What is not always faster than its parts, so that the autotuner compares."""
 
 
-def optimise(model: ir.Model, *, fuse: Collection[str] | None = None) -> ir.Model:
+def optimise(
+    model: ir.Model,
+    *,
+    fuse: Collection[str] | None = None,
+    apart: Collection[frozenset[str]] = (),
+) -> ir.Model:
     """Write fused operators into a graph of `importing.specialise`, in place.
 
     Args:
         model: with the shapes and dtypes of its values; inputs, outputs and their names stay.
         fuse: which of `OPTIONAL` may be written (`Fused` values); None for all of them.
+        apart: sets of the user's nodes, by name, that these leave as they are.
 
     Returns:
         the same model.
@@ -47,7 +54,7 @@ def optimise(model: ir.Model, *, fuse: Collection[str] | None = None) -> ir.Mode
     ir.passes.Sequential(
         FuseConv(),
         FuseLinear(),
-        *(write() for fused, write in OPTIONAL.items() if fused in wanted),
+        *(write(apart) for fused, write in OPTIONAL.items() if fused in wanted),
         AbsorbCasts(),
         common.RemoveUnusedNodesPass(),
         common.RemoveUnusedOpsetsPass(),

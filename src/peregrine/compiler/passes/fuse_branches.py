@@ -35,7 +35,7 @@ class FuseBranches(Fusion):
         if any(only_reader(branch.outputs[0]) is not node for branch in (first, second)):
             return False
         attributes = attributes_of(second)
-        write(
+        return write(
             weights,
             Fused.CONV_BRANCHES,
             [*(input_at(first, place) for place in range(3)), *second.inputs[1:3]],
@@ -45,7 +45,6 @@ class FuseBranches(Fusion):
             },
             [first, second, node],
         )
-        return True
 
 
 def _are_branches(first: ir.Node, second: ir.Node) -> bool:

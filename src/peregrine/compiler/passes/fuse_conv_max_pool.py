@@ -35,7 +35,7 @@ class FuseConvMaxPool(Fusion):
         if pool is None or window is None:
             return False
         attributes = attributes_of(node)
-        write(
+        return write(
             weights,
             Fused.CONV_MAX_POOL,
             [input_at(node, place) for place in range(3)],
@@ -47,7 +47,6 @@ class FuseConvMaxPool(Fusion):
             },
             [node, pool],
         )
-        return True
 
 
 def _is_stem(node: ir.Node) -> bool:

@@ -28,7 +28,7 @@ class FuseDepthwisePointwise(Fusion):
         if after is None or not is_pointwise(after) or after.inputs[0] is not node.outputs[0]:
             return False
         attributes, following = attributes_of(node), attributes_of(after)
-        write(
+        return write(
             weights,
             Fused.DEPTHWISE_POINTWISE,
             [
@@ -42,7 +42,6 @@ class FuseDepthwisePointwise(Fusion):
             },
             [node, after],
         )
-        return True
 
 
 def _is_depthwise(node: ir.Node) -> bool:

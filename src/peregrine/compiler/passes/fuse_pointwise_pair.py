@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import onnx_ir as ir
 
 from peregrine.compiler.operators import Activation, Fused
@@ -30,21 +32,16 @@ class FusePointwisePair(Fusion):
     next residual of a ResNet is: it is written once and not read back in between.
 
     Only in 16 bits, where the memory is what takes the time, and only where the output between
-    them is no smaller than what the first reads.
+    them is no smaller than what the first reads."""
 
-    Args:
-        fewest: pixels that are worth it.
-    """
-
-    def __init__(self, fewest: int = FEWEST) -> None:
-        self._fewest = fewest
+    fewest: ClassVar[int] = FEWEST
 
     def fuse(self, node: ir.Node, weights: Weights) -> bool:
         second = _second(node)
         if second is None or not self._pays(node, second):
             return False
         following = Activation.read(attributes_of(second))
-        write_several(
+        return write_several(
             weights,
             Fused.POINTWISE_PAIR,
             [
@@ -60,7 +57,6 @@ class FusePointwisePair(Fusion):
             node,
             [node.outputs[0], second.outputs[0]],
         )
-        return True
 
     def _pays(self, node: ir.Node, second: ir.Node) -> bool:
         x, y1, y2 = node.inputs[0], node.outputs[0], second.outputs[0]
@@ -73,7 +69,7 @@ class FusePointwisePair(Fusion):
         return (
             channels <= min(hidden, WIDEST)
             and written <= WIDEST
-            and n * height * width >= self._fewest
+            and n * height * width >= self.fewest
         )
 
 

@@ -43,14 +43,13 @@ class FusePoolLinear(Fusion):
         # With the image's N and C in place, whatever the views between did changed no order.
         if shape_of(node.inputs[0]) != pooled[:2]:
             return False
-        write(
+        return write(
             weights,
             Fused.POOL_LINEAR,
             [fused[0].inputs[0], *node.inputs[1:3]],
             Activation.read(attributes_of(node)).attributes(),
             fused,
         )
-        return True
 
 
 def _is_mean_of_image(node: ir.Node) -> bool:

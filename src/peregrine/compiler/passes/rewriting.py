@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
@@ -62,8 +62,17 @@ class Fusion(GraphPass):
 
     forwards: ClassVar[bool] = False
 
+    def __init__(self, apart: Collection[frozenset[str]] = ()) -> None:
+        """
+        Args:
+            apart: sets of nodes of the user's graph, by name, that are not to be fused with one
+                another: their parts were faster.
+        """
+        super().__init__()
+        self._apart = tuple(apart)
+
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        weights = Weights(model)
+        weights = Weights(model, self._apart)
         modified = False
         nodes = list(all_nodes(model.graph))
         for node in nodes if self.forwards else reversed(nodes):
@@ -79,8 +88,9 @@ class Fusion(GraphPass):
 class Weights:
     """New constants of a model, each under a name of its own."""
 
-    def __init__(self, model: ir.Model) -> None:
+    def __init__(self, model: ir.Model, apart: Collection[frozenset[str]] = ()) -> None:
         self._model = model
+        self.apart = tuple(apart)
         self._taken: set[str | None] = set(model.graph.initializers)
         for node in all_nodes(model.graph):
             values = (*node.inputs, *node.outputs)
@@ -210,13 +220,14 @@ def write(
     inputs: Sequence[ir.Value | None],
     attributes: Attributes,
     old: Sequence[ir.Node],
-) -> None:
+) -> bool:
     """Put a fused operator of one output in the place of `old`, whose last node's one output
     becomes its own, and which in the order given depend on one another: all that the fused
     operator reads is there at the place of the last.
 
-    The output keeps its name, dtype and shape; the names of `old` go into the metadata."""
-    write_several(weights, fused, inputs, attributes, old, old[-1], [old[-1].outputs[0]])
+    The output keeps its name, dtype and shape; the names of `old` go into the metadata. False, and
+    nothing changed, where they are to stay apart."""
+    return write_several(weights, fused, inputs, attributes, old, old[-1], [old[-1].outputs[0]])
 
 
 def write_several(
@@ -227,12 +238,16 @@ def write_several(
     old: Sequence[ir.Node],
     place: ir.Node,
     were: Sequence[ir.Value],
-) -> None:
+) -> bool:
     """Put a fused operator in the place of `place`, one of `old`, where all that it reads is there
     already and none of `were` is read yet.
 
     `were` are outputs of `old` that become its own, in this order; they keep their names, dtypes
-    and shapes. The names of `old` go into the metadata."""
+    and shapes. The names of `old` go into the metadata. False, and nothing changed, where they are
+    to stay apart."""
+    names = frozenset(sources(old))
+    if any(names <= kept for kept in weights.apart):
+        return False
     graph = place.graph
     assert graph is not None
     while inputs[-1] is None:
@@ -250,6 +265,7 @@ def write_several(
     ir.convenience.replace_nodes_and_values(
         graph, place, list(old), [node], list(were), list(node.outputs)
     )
+    return True
 
 
 def _signature(graph: ir.Graph) -> _Signature:
