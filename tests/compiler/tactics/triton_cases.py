@@ -4,6 +4,9 @@ Triton's interpreter, which has to be chosen before a kernel's module is importe
 from __future__ import annotations
 
 import os
+import random
+from collections.abc import Callable
+from dataclasses import replace
 
 from peregrine.backends._nvidia import nvidia_driver
 
@@ -12,12 +15,26 @@ if not _HAS_GPU:
     os.environ["TRITON_INTERPRET"] = "1"
 
 import torch  # noqa: E402
+import torch.nn.functional as functional  # noqa: E402
 
-from compiler.tactics.operations import empty, relative_error, tensors  # noqa: E402
+from compiler.tactics.operations import (  # noqa: E402
+    IDENTITY,
+    RELU,
+    empty,
+    image,
+    relative_error,
+    tensors,
+)
 from peregrine.compiler.operation import Operation, TensorType  # noqa: E402
+from peregrine.compiler.operators import Activation, Fused, Window  # noqa: E402
 from peregrine.compiler.tactics.base import Config, Device, Tactic  # noqa: E402
+from peregrine.compiler.torch_ops.fused import reference  # noqa: E402
 
-DEVICE = Device("cuda:0", (9, 0), 132, 7.9e14, 4.3e12) if _HAS_GPU else Device("cpu")
+DEVICE = (
+    Device("cuda:0", (9, 0), 132, 7.9e14, 4.3e12)
+    if _HAS_GPU
+    else Device("cpu", multiprocessors=132)
+)
 H200 = Device("cuda:0", (9, 0), 132, 7.9e14, 4.3e12)
 
 
@@ -26,7 +43,7 @@ def run(
     operation: Operation,
     config: Config,
     inputs: list[torch.Tensor | None],
-    times: int = 2,
+    times: int = 1,
 ) -> list[torch.Tensor]:
     """The tactic's outputs, run `times` times on one state and a workspace full of garbage; the
     output and its gaps are NaN before."""
@@ -53,24 +70,162 @@ def run(
     return outputs
 
 
-def errors(tactic: Tactic, operation: Operation, expected, seed: int = 0) -> dict[str, float]:
-    """The relative error of every configuration, the larger of two runs.
+def errors(
+    tactic: Tactic,
+    operation: Operation,
+    expected: Callable[[list[torch.Tensor | None]], torch.Tensor] | None = None,
+    *,
+    most: int = 100,
+    seed: int = 0,
+) -> dict[str, float]:
+    """The relative error of each configuration, the larger of two runs where it keeps a state.
 
     Args:
-        expected: a function of the inputs that gives the true output.
+        expected: gives the true output of the inputs; None for a fused operator.
+        most: configurations to run, evenly picked.
     """
     support = tactic.supports(operation, DEVICE)
     assert support, support.reason
     inputs = tensors(operation, DEVICE.name, seed)
-    truth = expected(inputs)
+    truth = expected(inputs) if expected else reference(operation, inputs)[0]
+    configs = list(tactic.configs(operation, DEVICE))
     found = {}
-    for config in tactic.configs(operation, DEVICE):
-        outputs = run(tactic, operation, config, inputs)
+    for config in configs[:: -(-len(configs) // most)]:
+        times = 2 if tactic.state(operation, config, DEVICE) else 1
+        outputs = run(tactic, operation, config, inputs, times)
         found[str(dict(config))] = max(relative_error(y, truth) for y in outputs)
-        assert torch.equal(outputs[0], outputs[1]), "the same every time"
+        assert torch.equal(outputs[0], outputs[-1])
     assert found
     return found
 
 
-def nchw(dtype: str, shape: tuple[int, int, int, int]) -> TensorType:
-    return TensorType.contiguous(dtype, shape)
+def worst(*arguments, **options) -> float:
+    """The largest of `errors`."""
+    return max(errors(*arguments, **options).values())
+
+
+def with_input(operation: Operation, kind: TensorType) -> Operation:
+    """The operation reading an X of another type."""
+    return replace(operation, inputs=(kind, *operation.inputs[1:]))
+
+
+def conv_max_pool(convolution: Operation, pool: Window, *, up: bool = False) -> Operation:
+    """A convolution with a max pooling behind it.
+
+    Args:
+        up: sizes are rounded up (ceil_mode), so that windows may stick out.
+    """
+    y = convolution.outputs[0]
+    n, channels, *size = y.shape
+    top, left, bottom, right = pool.pads
+    if up:
+        bottom, right = bottom + 1, right + 1
+    pooled = replace(pool, pads=(top, left, bottom, right)).output(*size)
+    return replace(
+        convolution,
+        operator=Fused.CONV_MAX_POOL,
+        attributes={
+            **convolution.attributes,
+            **replace(pool, pads=(top, left, bottom, right)).attributes("pool_"),
+        },
+        inputs=convolution.inputs[:3],
+        outputs=(image(y.dtype, (n, channels, *pooled)),),
+    )
+
+
+def depthwise_pointwise(
+    shape: tuple[int, int, int, int],
+    outputs: int,
+    window: Window,
+    *,
+    dtype: str = "float16",
+    bias: bool = True,
+    residual: bool = False,
+    inner: Activation = RELU,
+    activation: Activation = IDENTITY,
+    slice_of: int = 0,
+) -> Operation:
+    """A `peregrine.DepthwisePointwise` over an image of this shape; X and Y are slices of
+    `slice_of` channels where that is given."""
+    n, channels, height, width = shape
+    written = (n, outputs, *window.output(height, width))
+    return Operation(
+        Fused.DEPTHWISE_POINTWISE,
+        {**window.attributes(), **inner.attributes("inner_"), **activation.attributes()},
+        (
+            image(dtype, shape, slice_of),
+            TensorType.contiguous(dtype, (channels, 1, *window.kernel)),
+            TensorType.contiguous("float32", (channels,)) if bias else None,
+            TensorType.contiguous(dtype, (outputs, channels, 1, 1)),
+            TensorType.contiguous(dtype, (outputs,)) if bias else None,
+            image(dtype, written) if residual else None,
+        ),
+        (image(dtype, written, slice_of),),
+        frozenset({1, 2, 3, 4} if bias else {1, 3}),
+        opset=1,
+    )
+
+
+def pool_linear(
+    shape: tuple[int, int, int, int],
+    outputs: int,
+    *,
+    dtype: str = "float16",
+    bias: bool = True,
+    activation: Activation = IDENTITY,
+) -> Operation:
+    """A `peregrine.PoolLinear` over an image of this shape."""
+    return Operation(
+        Fused.POOL_LINEAR,
+        activation.attributes(),
+        (
+            image(dtype, shape),
+            TensorType.contiguous(dtype, (outputs, shape[1])),
+            TensorType.contiguous(dtype, (outputs,)) if bias else None,
+        ),
+        (TensorType.contiguous(dtype, (shape[0], outputs)),),
+        frozenset({1, 2} if bias else {1}),
+        opset=1,
+    )
+
+
+def max_pool(
+    shape: tuple[int, int, int, int],
+    window: Window,
+    *,
+    dtype: str = "float16",
+    up: bool = False,
+    slice_of: int = 0,
+) -> Operation:
+    """An `ai.onnx.MaxPool`; `up` as in `conv_max_pool`."""
+    top, left, bottom, right = window.pads
+    padded = replace(window, pads=(top, left, bottom + up, right + up))
+    written = (*shape[:2], *padded.output(*shape[2:]))
+    return Operation(
+        "ai.onnx.MaxPool",
+        {**window.attributes(), "ceil_mode": int(up)},
+        (image(dtype, shape, slice_of),),
+        (image(dtype, written, slice_of),),
+        opset=12,
+    )
+
+
+def max_pooled(operation: Operation) -> Callable[[list[torch.Tensor | None]], torch.Tensor]:
+    """What a max pooling gives, by plain PyTorch."""
+
+    def expected(inputs: list[torch.Tensor | None]) -> torch.Tensor:
+        window = Window.read(operation.attributes)
+        top, left, *_ = window.pads
+        height, width = operation.outputs[0].shape[2:]
+        # Far enough to the right and below for any window that sticks out.
+        x = functional.pad(inputs[0].double(), (left, 9, top, 9), value=float("-inf"))
+        pooled = functional.max_pool2d(x, window.kernel, window.strides, 0, window.dilations)
+        return pooled[:, :, :height, :width]
+
+    return expected
+
+
+def odd_shape(chance: random.Random, channels: int = 0) -> tuple[int, int, int, int]:
+    """(N, C, H, W) of no round numbers."""
+    size = chance.choices(range(9, 60), k=2)
+    return (chance.randint(1, 5), channels or chance.randint(1, 300), size[0], size[1])

@@ -37,7 +37,9 @@ def max_pool_kernel(
     n, oh, ow, inside = pixels(N, OH, OW, BLOCK_M, TILE_W)
     wait(PDL)
     launch_dependents(PDL)
-    best = tl.full([BLOCK_M, BLOCK_C], float("-inf"), dtype=x.dtype.element_ty)
+    # Triton has no maximum of bfloat16.
+    NUMBER: tl.constexpr = tl.float32 if x.dtype.element_ty == tl.bfloat16 else x.dtype.element_ty
+    best = tl.full([BLOCK_M, BLOCK_C], float("-inf"), dtype=NUMBER)
     for kh in tl.static_range(KH):
         row = oh * STRIDE_H - TOP + kh * DILATION_H
         row_inside = inside & (row >= 0) & (row < H)
@@ -46,7 +48,7 @@ def max_pool_kernel(
             mask = (row_inside & (column >= 0) & (column < W))[:, None] & (c < C)[None, :]
             place = x + (n * stride_xn + row * stride_xh + column * stride_xw)[:, None] + c[None, :]
             values = tl.load(place, mask=mask, other=float("-inf"))
-            best = tl.maximum(best, values, propagate_nan=tl.PropagateNan.ALL)
+            best = tl.maximum(best, values.to(NUMBER), propagate_nan=tl.PropagateNan.ALL)
     place = y + (n * stride_yn + oh * stride_yh + ow * stride_yw)[:, None] + c[None, :]
     tl.store(place, best.to(y.dtype.element_ty), mask=inside[:, None] & (c < C)[None, :])
 

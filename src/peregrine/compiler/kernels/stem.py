@@ -2,14 +2,15 @@
 
 With three channels an implicit matrix product over channels has nothing to sum over, and a gather
 of KH * KW * C elements a pixel is bound by the load units. Here a program owns a strip of output
-columns and walks down the rows. It keeps the input windows of the rows in flight in registers:
-`stride` consecutive input rows are a group, output row i needs the groups i .. i + GROUPS - 1,
-and the next row one new group only. So each element is loaded KW / stride times rather than
-KH * KW / stride^2 times, in vectors along the columns, whatever the layout and dtype of the input.
+columns and walks down the rows, loading windows in vectors along the columns whatever the layout
+and dtype of the input. `stride` consecutive input rows are a group: output row i needs the groups
+i .. i + GROUPS - 1, and the next row one new group only. With HOLD the others stay in registers,
+so that each element is loaded KW / stride times rather than KH * KW / stride^2 times; without, the
+L1 cache gives them again and registers are left for more programs at a time.
 
 The inner dimension of the product is (group, row of the group, channel, column), the columns
 padded to a power of two and the rows of a group split into one or two tiles of such sizes:
-`CHUNK` and `REST` (row, channel) pairs. `pack_stem` writes weights in that order.
+`CHUNK` and `REST` (row, channel) pairs.
 """
 
 # mypy: ignore-errors
@@ -41,10 +42,13 @@ def _pairs(
     PAIRS: tl.constexpr,
     C: tl.constexpr,
     ROWS: tl.constexpr,
+    KW: tl.constexpr,
+    BEFORE: tl.constexpr,
     WIDTH: tl.constexpr,
     DTYPE: tl.constexpr,
 ):
     """The window elements of PAIRS (row, channel) pairs from FIRST on: (M, PAIRS * WIDTH) in DTYPE.
+    Columns that pad the window are zero, as their weights are: a NaN there stays out of it.
 
     Args:
         column_offset: (M,) int32, elements from x to row 0 of the window's first column.
@@ -55,45 +59,53 @@ def _pairs(
     row = row0 + pair // C
     lane = tl.arange(0, WIDTH)[None, None, :]
     across = column[:, None, None] + lane
-    inside = (across >= 0) & (across < W) & (row >= 0) & (row < H) & (pair < ROWS * C)
+    inside = (across >= 0) & (across < W) & (row >= 0) & (row < H)
+    inside = inside & (pair < ROWS * C)
     along = row * stride_xh + (pair % C) * stride_xc
     values = tl.load(
         x + (column_offset[:, None, None] + along + lane * stride_xw), mask=inside, other=0.0
     )
-    return tl.reshape(values.to(DTYPE), [column.shape[0], PAIRS * WIDTH])
+    # Not part of the mask, which would cut the vectors.
+    values = tl.where((lane >= BEFORE) & (lane < BEFORE + KW), values.to(DTYPE), 0.0).to(DTYPE)
+    return tl.reshape(values, [column.shape[0], PAIRS * WIDTH])
 
 
 @triton.jit
 def _group(
-    x,
-    column_offset,
-    column,
-    row0,
-    H,
-    W,
-    stride_xc,
-    stride_xh,
-    stride_xw,
-    C: tl.constexpr,
-    ROWS: tl.constexpr,
-    WIDTH: tl.constexpr,
-    CHUNK: tl.constexpr,
-    REST: tl.constexpr,
-    DTYPE: tl.constexpr,
-):
-    """One group of rows as a tuple of one or two operands of `tl.dot`."""
+    x, column_offset, column, row0, H, W, stride_xc, stride_xh, stride_xw,
+    C: tl.constexpr, ROWS: tl.constexpr, KW: tl.constexpr, BEFORE: tl.constexpr,
+    WIDTH: tl.constexpr, CHUNK: tl.constexpr, REST: tl.constexpr, DTYPE: tl.constexpr,
+):  # fmt: skip
+    """One group of rows as a tuple of one or two operands of a product."""
     chunk = _pairs(
         x, column_offset, column, row0, H, W, stride_xc, stride_xh, stride_xw,
-        0, CHUNK, C, ROWS, WIDTH, DTYPE,
+        0, CHUNK, C, ROWS, KW, BEFORE, WIDTH, DTYPE,
     )  # fmt: skip
     if REST == 0:
         return (chunk,)
     else:
         rest = _pairs(
             x, column_offset, column, row0, H, W, stride_xc, stride_xh, stride_xw,
-            CHUNK, REST, C, ROWS, WIDTH, DTYPE,
+            CHUNK, REST, C, ROWS, KW, BEFORE, WIDTH, DTYPE,
         )  # fmt: skip
         return (chunk, rest)
+
+
+@triton.jit
+def _groups(
+    x, column_offset, column, row0, H, W, stride_xc, stride_xh, stride_xw,
+    FIRST: tl.constexpr, LAST: tl.constexpr,
+    C: tl.constexpr, ROWS: tl.constexpr, KW: tl.constexpr, BEFORE: tl.constexpr,
+    WIDTH: tl.constexpr, CHUNK: tl.constexpr, REST: tl.constexpr, DTYPE: tl.constexpr,
+):  # fmt: skip
+    """The groups FIRST .. LAST - 1 of the windows whose first input row is row0."""
+    found = ()
+    for g in tl.static_range(FIRST, LAST):
+        found = found + _group(
+            x, column_offset, column, row0 + g * ROWS, H, W, stride_xc, stride_xh, stride_xw,
+            C, ROWS, KW, BEFORE, WIDTH, CHUNK, REST, DTYPE,
+        )  # fmt: skip
+    return found
 
 
 @triton.jit
@@ -119,11 +131,28 @@ def _weights(
 
 
 @triton.jit
-def _product(groups, weights, bias, M: tl.constexpr, UPCAST: tl.constexpr):
+def _trim(
+    operand, FIRST: tl.constexpr, ROWS_LEFT: tl.constexpr, C: tl.constexpr, WIDTH: tl.constexpr
+):
+    """The operand with zeros in the rows of its group from ROWS_LEFT on, which pad the window."""
+    pair = FIRST + tl.arange(0, operand.shape[1]) // WIDTH
+    return tl.where((pair // C < ROWS_LEFT)[None, :], operand, 0.0).to(operand.dtype)
+
+
+@triton.jit
+def _product(
+    groups, weights, bias, M: tl.constexpr, KH: tl.constexpr, C: tl.constexpr, ROWS: tl.constexpr,
+    GROUPS: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
     """Sum of the products of all operands, plus the bias: float32 (M, O)."""
+    PARTS: tl.constexpr = len(weights) // GROUPS
+    ROWS_LEFT: tl.constexpr = KH - (GROUPS - 1) * ROWS
     sums = tl.zeros([M, bias.shape[0]], dtype=tl.float32)
     for i in tl.static_range(len(weights)):
-        sums = multiply(groups[i], weights[i], sums, UPCAST)
+        operand = groups[i]
+        if ROWS_LEFT < ROWS and i >= PARTS * (GROUPS - 1):
+            operand = _trim(operand, i % PARTS * CHUNK, ROWS_LEFT, C, WIDTH)
+        sums = multiply(operand, weights[i], sums, UPCAST)
     return sums + bias[None, :]
 
 
@@ -136,9 +165,11 @@ def stem_kernel(
     rows_of_program,
     C: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
     TOP: tl.constexpr, LEFT: tl.constexpr,
+    KH: tl.constexpr, KW: tl.constexpr, BEFORE: tl.constexpr,
     GROUPS: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr, REST: tl.constexpr,
     HAS_BIAS: tl.constexpr, KIND: tl.constexpr, ALPHA: tl.constexpr, BETA: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_O: tl.constexpr, UPCAST: tl.constexpr, PDL: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_O: tl.constexpr, HOLD: tl.constexpr, UPCAST: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """y = activation(conv(x, w) + b).
 
@@ -151,7 +182,7 @@ def stem_kernel(
         b: float32, padded as w.
         y: (N, OC, OH, OW) by strides, channels innermost.
         TOP, LEFT: input rows and columns by which the windows start before the output's times
-            the stride; a multiple of the stride where `pack_stem` could have it.
+            the stride; weights for what that adds are zero.
     """
     o = tl.program_id(2) * BLOCK_O + tl.arange(0, BLOCK_O)
     weights = _weights(w, o, stride_wk, GROUPS, WIDTH, CHUNK, REST)
@@ -170,27 +201,25 @@ def stem_kernel(
     wait(PDL)
     launch_dependents(PDL)
 
+    HELD: tl.constexpr = GROUPS - 1 if HOLD else 0
+    PARTS: tl.constexpr = 1 if REST == 0 else 2
     first = tl.program_id(1) * rows_of_program
-    row0 = first * STRIDE_H - TOP
-    groups = ()
-    for g in tl.static_range(GROUPS - 1):
-        groups = groups + _group(
-            x, offset, column, row0 + g * STRIDE_H, H, W, stride_xc, stride_xh, stride_xw,
-            C, STRIDE_H, WIDTH, CHUNK, REST, w.dtype.element_ty,
-        )  # fmt: skip
+    groups = _groups(
+        x, offset, column, first * STRIDE_H - TOP, H, W, stride_xc, stride_xh, stride_xw,
+        0, HELD, C, STRIDE_H, KW, BEFORE, WIDTH, CHUNK, REST, w.dtype.element_ty,
+    )  # fmt: skip
     for oh in range(first, tl.minimum(first + rows_of_program, OH)):
-        groups = groups + _group(
-            x, offset, column, (oh + GROUPS - 1) * STRIDE_H - TOP, H, W,
-            stride_xc, stride_xh, stride_xw,
-            C, STRIDE_H, WIDTH, CHUNK, REST, w.dtype.element_ty,
+        groups = groups + _groups(
+            x, offset, column, oh * STRIDE_H - TOP, H, W, stride_xc, stride_xh, stride_xw,
+            HELD, GROUPS, C, STRIDE_H, KW, BEFORE, WIDTH, CHUNK, REST, w.dtype.element_ty,
         )  # fmt: skip
-        value = activate(_product(groups, weights, bias, BLOCK_M, UPCAST), KIND, ALPHA, BETA)
+        sums = _product(
+            groups, weights, bias, BLOCK_M, KH, C, STRIDE_H, GROUPS, WIDTH, CHUNK, UPCAST
+        )  # fmt: skip
+        value = activate(sums, KIND, ALPHA, BETA)
         place = y + (target + oh * stride_yh)[:, None] + o[None, :]
         tl.store(place, value.to(y.dtype.element_ty), mask=store)
-        if REST == 0:
-            groups = groups[1:]
-        else:
-            groups = groups[2:]
+        groups = groups[PARTS * (GROUPS - HELD) :]
 
 
 @triton.jit
@@ -201,7 +230,14 @@ def _or_minus_infinity(values, inside):
 
 @triton.jit
 def _largest(a, b):
-    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
+    """In the dtype of both; Triton has no maximum of bfloat16."""
+    if a.dtype == tl.bfloat16:
+        largest = tl.maximum(
+            a.to(tl.float32), b.to(tl.float32), propagate_nan=tl.PropagateNan.ALL
+        ).to(tl.bfloat16)
+    else:
+        largest = tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
+    return largest
 
 
 @triton.jit
@@ -221,9 +257,11 @@ def stem_pool_kernel(
     C: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
     TOP: tl.constexpr, LEFT: tl.constexpr,
     POOL_TOP: tl.constexpr, POOL_LEFT: tl.constexpr,
+    KH: tl.constexpr, KW: tl.constexpr, BEFORE: tl.constexpr,
     GROUPS: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr, REST: tl.constexpr,
     HAS_BIAS: tl.constexpr, KIND: tl.constexpr, ALPHA: tl.constexpr, BETA: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_O: tl.constexpr, UPCAST: tl.constexpr, PDL: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_O: tl.constexpr, HOLD: tl.constexpr, UPCAST: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """y = maxpool(activation(conv(x, w) + b)), pooling 3x3 with stride 2.
 
@@ -249,7 +287,8 @@ def stem_pool_kernel(
     wait(PDL)
     launch_dependents(PDL)
 
-    STEP: tl.constexpr = 1 if REST == 0 else 2
+    HELD: tl.constexpr = GROUPS - 1 if HOLD else 0
+    PARTS: tl.constexpr = 1 if REST == 0 else 2
     first = tl.program_id(1) * rows_of_program
     pooled_rows = tl.minimum(rows_of_program, PH - first)
     top = first * 2 - POOL_TOP
@@ -257,13 +296,11 @@ def stem_pool_kernel(
     best = ()
     for side in tl.static_range(2):
         column = tl.where(n < N, (left + side) * STRIDE_W - LEFT, -WIDTH)
-        held = ()
-        for g in tl.static_range(GROUPS - 1):
-            held = held + _group(
-                x, base + column * stride_xw, column, (top + g) * STRIDE_H - TOP, H, W,
-                stride_xc, stride_xh, stride_xw,
-                C, STRIDE_H, WIDTH, CHUNK, REST, w.dtype.element_ty,
-            )  # fmt: skip
+        held = _groups(
+            x, base + column * stride_xw, column, top * STRIDE_H - TOP, H, W,
+            stride_xc, stride_xh, stride_xw,
+            0, HELD, C, STRIDE_H, KW, BEFORE, WIDTH, CHUNK, REST, w.dtype.element_ty,
+        )  # fmt: skip
         windows = windows + (held,)
         best = best + (tl.full([BLOCK_M, BLOCK_O], float("-inf"), dtype=y.dtype.element_ty),)
 
@@ -274,18 +311,21 @@ def stem_pool_kernel(
         kept = ()
         for side in tl.static_range(2):
             column = tl.where(n < N, (left + side) * STRIDE_W - LEFT, -WIDTH)
-            groups = windows[side] + _group(
-                x, base + column * stride_xw, column, (row + GROUPS - 1) * STRIDE_H - TOP, H, W,
+            groups = windows[side] + _groups(
+                x, base + column * stride_xw, column, row * STRIDE_H - TOP, H, W,
                 stride_xc, stride_xh, stride_xw,
-                C, STRIDE_H, WIDTH, CHUNK, REST, w.dtype.element_ty,
+                HELD, GROUPS, C, STRIDE_H, KW, BEFORE, WIDTH, CHUNK, REST, w.dtype.element_ty,
             )  # fmt: skip
-            value = activate(_product(groups, weights, bias, BLOCK_M, UPCAST), KIND, ALPHA, BETA)
+            sums = _product(
+                groups, weights, bias, BLOCK_M, KH, C, STRIDE_H, GROUPS, WIDTH, CHUNK, UPCAST
+            )  # fmt: skip
+            value = activate(sums, KIND, ALPHA, BETA)
             inside = (left + side >= 0) & (left + side < OW) & (row >= 0) & (row < OH)
             rounded = _or_minus_infinity(value.to(y.dtype.element_ty), inside)
             largest = _largest(best[side], rounded)
             grown = grown + (largest,)
             kept = kept + (tl.where(r % 2 == 0, rounded, largest),)
-            moved = moved + (groups[STEP:],)
+            moved = moved + (groups[PARTS * (GROUPS - HELD) :],)
         windows = moved
         best = kept
         if r % 2 == 0 and r > 0:

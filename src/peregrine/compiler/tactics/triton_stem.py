@@ -16,6 +16,8 @@ from peregrine.types import Support
 if TYPE_CHECKING:
     import torch
 
+_TRIED = 10
+"""Configurations of one operation that are compiled and timed."""
 _CHANNELS = 4
 _DEEPEST = 256
 """The inner dimension of the product, padding included, that still fits into registers."""
@@ -62,6 +64,9 @@ class Geometry:
             "STRIDE_W": self.window.strides[1],
             "TOP": self.window.pads[0],
             "LEFT": self.left,
+            "KH": self.window.kernel[0],
+            "KW": self.window.kernel[1],
+            "BEFORE": self.left - self.window.pads[1],
             "GROUPS": self.groups,
             "WIDTH": self.width,
             "CHUNK": self.chunk,
@@ -210,6 +215,7 @@ class _Stem(Tactic):
             **_nhwc.activation_arguments(Activation.read(operation.attributes)),
             "BLOCK_M": int(config["block_m"]),
             "BLOCK_O": block_o,
+            "HOLD": bool(config["hold"]),
             "UPCAST": _triton.interpreted(),
             "PDL": bool(config["pdl"]),
         }
@@ -221,18 +227,28 @@ def _stand_ins(operation: Operation) -> list[torch.Tensor | None]:
     return [_nhwc.stand_in(x), _nhwc.stand_in(w), _nhwc.stand_in(b, "float32"), _nhwc.stand_in(y)]
 
 
-def _blocks_of_outputs(outputs: int) -> tuple[int, ...]:
-    """Widths to try: all outputs at once; and a width without padding, where that pads."""
-    whole = min(128, _nhwc.power(outputs, 16))
-    if whole > 32 and outputs % whole:
-        return (whole, 32)
-    return (whole,)
+def _whole(outputs: int) -> int:
+    """The width of a block that holds all outputs, or as many as registers do."""
+    return min(128, _nhwc.power(outputs, 16))
+
+
+def _config(
+    block_m: int, block_o: int, rows: int, warps: int, hold: bool, device: Device
+) -> Config:
+    return {
+        "block_m": block_m,
+        "block_o": block_o,
+        "rows": rows,
+        "warps": warps,
+        "hold": hold,
+        "pdl": _nhwc.pdl(device),
+    }
 
 
 def _rows(rows: int, strips: int, device: Device) -> Iterator[int]:
     """Rows a program walks: fewer fill the device evenly, more load less."""
     seen = set()
-    for programs in (2, 8, 32):
+    for programs in (3, 12):
         each = max(1, math.ceil(rows * strips / (programs * device.multiprocessors)))
         # Evenly shared.
         each = math.ceil(rows / math.ceil(rows / min(rows, each)))
@@ -249,28 +265,24 @@ class TritonStem(_Stem):
 
     def configs(self, operation: Operation, device: Device) -> Sequence[Config]:
         n, outputs, oh, ow = _nhwc.shape(operation.outputs[0])
-        found: list[Config] = []
-        for block_m, warps in ((64, 4), (128, 8)):
-            for block_o in _blocks_of_outputs(outputs):
-                strips = math.ceil(n * ow / block_m) * math.ceil(outputs / block_o)
-                found += [
-                    {
-                        "block_m": block_m,
-                        "block_o": block_o,
-                        "rows": rows,
-                        "warps": warps,
-                        "pdl": _nhwc.pdl(device),
-                    }
-                    for rows in _rows(oh, strips, device)
-                ]
-        return found
+        whole = _whole(outputs)
+        blocks = [(64, whole, 4, True), (128, whole, 8, True), (64, whole, 4, False)]
+        if outputs % whole and whole > 32:
+            blocks.insert(1, (64, 32, 4, True))
+        return [
+            _config(block_m, block_o, rows, warps, hold, device)
+            for block_m, block_o, warps, hold in blocks
+            for rows in _rows(
+                oh, math.ceil(n * ow / block_m) * math.ceil(outputs / block_o), device
+            )
+        ][:_TRIED]
 
     def predict(self, operation: Operation, config: Config, device: Device) -> float:
         n, outputs, oh, ow = _nhwc.shape(operation.outputs[0])
         rows, block_m = int(config["rows"]), int(config["block_m"])
         geometry = self.geometry(operation)
         strips = math.ceil(n * ow / block_m) * math.ceil(outputs / int(config["block_o"]))
-        loaded = rows + geometry.groups - 1
+        loaded = rows + geometry.groups - 1 if config["hold"] else rows * geometry.groups
         elements = loaded * block_m * geometry.depth / geometry.groups
         flops = 2 * rows * block_m * geometry.depth * int(config["block_o"])
         return _seconds(operation, device, strips * math.ceil(oh / rows), rows, elements, flops)
@@ -288,7 +300,7 @@ class TritonStem(_Stem):
         )
         arguments = self.arguments(operation, config, tensors)
         pdl = bool(config["pdl"])
-        return _triton.Kernel(stem.stem_kernel, grid, arguments, int(config["warps"]), 2, pdl)
+        return _triton.Kernel(stem.stem_kernel, grid, arguments, int(config["warps"]), 1, pdl)
 
 
 class TritonConvMaxPool(_Stem):
@@ -306,21 +318,18 @@ class TritonConvMaxPool(_Stem):
 
     def configs(self, operation: Operation, device: Device) -> Sequence[Config]:
         _, outputs, ph, _ = _nhwc.shape(operation.outputs[0])
-        found: list[Config] = []
-        for block_m, warps in ((64, 4), (128, 8), (64, 8)):
-            for block_o in _blocks_of_outputs(outputs):
-                strips = _strips(operation, block_m) * math.ceil(outputs / block_o)
-                found += [
-                    {
-                        "block_m": block_m,
-                        "block_o": block_o,
-                        "rows": rows,
-                        "warps": warps,
-                        "pdl": _nhwc.pdl(device),
-                    }
-                    for rows in _rows(ph, strips, device)
-                ]
-        return found
+        whole = _whole(outputs)
+        # With more outputs a thread than these the windows in flight do not fit into registers.
+        blocks = [(64, whole, 8, True), (64, whole, 8, False), (64, whole, 4, True)]
+        if whole > 32:
+            blocks += [(64, 32, 4, True), (128, 32, 8, True)]
+        return [
+            _config(block_m, block_o, rows, warps, hold, device)
+            for block_m, block_o, warps, hold in blocks
+            for rows in _rows(
+                ph, _strips(operation, block_m) * math.ceil(outputs / block_o), device
+            )
+        ][:_TRIED]
 
     def predict(self, operation: Operation, config: Config, device: Device) -> float:
         _, outputs, ph, _ = _nhwc.shape(operation.outputs[0])
@@ -328,7 +337,7 @@ class TritonConvMaxPool(_Stem):
         geometry = self.geometry(operation)
         strips = _strips(operation, block_m) * math.ceil(outputs / int(config["block_o"]))
         walked = 2 * rows + 1
-        loaded = walked + geometry.groups - 1
+        loaded = walked + geometry.groups - 1 if config["hold"] else walked * geometry.groups
         elements = 2 * loaded * block_m * geometry.depth / geometry.groups
         flops = 4 * walked * block_m * geometry.depth * int(config["block_o"])
         programs = strips * math.ceil(ph / rows)
@@ -354,7 +363,7 @@ class TritonConvMaxPool(_Stem):
             "POOL_LEFT": pool.pads[1],
         }
         pdl = bool(config["pdl"])
-        return _triton.Kernel(stem.stem_pool_kernel, grid, arguments, int(config["warps"]), 2, pdl)
+        return _triton.Kernel(stem.stem_pool_kernel, grid, arguments, int(config["warps"]), 1, pdl)
 
 
 def _strips(operation: Operation, block_m: int) -> int:
