@@ -54,7 +54,7 @@ def _error(operation: Operation, tiling: Tiling, seed: int = 0, tactic=None) -> 
     inputs = tensors(operation, cases.DEVICE.name, seed)
     (expected,) = reference(operation, inputs)
     config = {**tiling.config(), "precision": precisions(operation)[0], "pdl": False}
-    first, second = cases.run(tactic, operation, config, inputs)
+    first, second = cases.run(tactic, operation, config, inputs, times=2)
     assert first.equal(second)
     return relative_error(first, expected)
 
@@ -155,7 +155,7 @@ def test_nan_and_infinity_reach_the_output(way):
     inputs[0][0, 3, 1, 2] = float("nan")
     inputs[0][0, 3, 2, 1] = float("inf")
     config = {**WAYS[way].config(), "precision": precisions(operation)[0], "pdl": False}
-    output, _ = cases.run(TritonConv(), operation, config, inputs)
+    (output,) = cases.run(TritonConv(), operation, config, inputs)
     assert output[0, :, 1, 2].isnan().all()
     assert not output[0, :, 2, 1].isfinite().all()
     assert output[0, :, 3, :].isfinite().all()
@@ -223,7 +223,7 @@ def test_everything_that_is_tried_on_random_layers(dtype):
         inputs = tensors(operation, cases.DEVICE.name, 3)
         (expected,) = reference(operation, inputs)
         for config in configs:
-            first, second = cases.run(tactic, operation, config, inputs)
+            first, second = cases.run(tactic, operation, config, inputs, times=2)
             assert first.equal(second), (operation, config)
             error = relative_error(first, expected)
             assert error < (1e-5 if dtype == "float32" else TOLERANCE[dtype]), (operation, config)
