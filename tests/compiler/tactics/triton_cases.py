@@ -3,6 +3,7 @@ Triton's interpreter, which has to be chosen before a kernel's module is importe
 
 from __future__ import annotations
 
+import json
 import os
 import random
 from collections.abc import Callable
@@ -229,3 +230,17 @@ def odd_shape(chance: random.Random, channels: int = 0) -> tuple[int, int, int, 
     """(N, C, H, W) of no round numbers."""
     size = chance.choices(range(9, 60), k=2)
     return (chance.randint(1, 5), channels or chance.randint(1, 300), size[0], size[1])
+
+
+def check_configs(tactic: Tactic, operation: Operation) -> None:
+    """Configurations for an H200 are at most 11, distinct and plain, each with a prediction no
+    faster than memory allows and with sizes of memory."""
+    configs = [dict(config) for config in tactic.configs(operation, H200)]
+    assert 1 <= len(configs) <= 11
+    assert len({json.dumps(config) for config in configs}) == len(configs)
+    kinds = [kind for kind in (*operation.inputs, *operation.outputs) if kind is not None]
+    floor = sum(kind.bytes for kind in kinds) / H200.bandwidth
+    for config in configs:
+        assert floor <= tactic.predict(operation, config, H200) < 0.1
+        assert 0 <= tactic.workspace(operation, config, H200) < 2**28
+        assert 0 <= tactic.state(operation, config, H200) < 2**20

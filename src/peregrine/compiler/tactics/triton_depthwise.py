@@ -112,10 +112,6 @@ class TritonDepthwise(Tactic):
                 _nhwc.constant_problem(operation, (1, 2)),
                 _depthwise_problem(operation, _nhwc.optional(operation, 3)),
             )
-        if not problem and _nhwc.shape(operation.inputs[0])[1] != int(
-            operation.attributes.get("group", 1)
-        ):
-            problem = "it takes depthwise convolutions"
         return Support.no(problem) if problem else Support.yes()
 
     def configs(self, operation: Operation, device: Device) -> Sequence[Config]:
@@ -476,7 +472,7 @@ def _tilings(operation: Operation, device: Device) -> Iterator[_Tiling]:
             continue
         for block_o in {min(whole, 256), min(whole, 128), min(whole, 64), min(whole, 32)}:
             for block_c in (32, 64):
-                if block_c >= 2 * sizes["C"] or block_m * block_c > 4096:
+                if (block_c > 32 and block_c >= 2 * sizes["C"]) or block_m * block_c > 4096:
                     continue
                 warps = 8 if block_m * block_o > 8192 or block_m * block_c > 2048 else 4
                 for stages in (1, 2):
