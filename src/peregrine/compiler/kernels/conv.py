@@ -62,11 +62,14 @@ def accumulate(
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
     WIDE: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """The sum over steps `first` to `last` of K for a tile of Y: float32 (BLOCK_M, BLOCK_N).
 
     Rows beyond M read the last pixel and columns beyond O the zero rows that pad W, so neither
     needs a mask. Taps that fall into the padding do, and channels where BLOCK_K does not divide C.
+
+    It waits for the kernels before this one as late as it can: where everything else is computed.
     """
     BLOCKS_C: tl.constexpr = (C + BLOCK_K - 1) // BLOCK_K
     ROW_W: tl.constexpr = KH * KW * BLOCKS_C * BLOCK_K
@@ -107,6 +110,8 @@ def accumulate(
     w_tile = w + (columns * ROW_W)[:, None] + k[None, :]
 
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+    wait(PDL)
+    launch_dependents(PDL)
     for step in range(first, last):
         tap = step // BLOCKS_C
         block = step % BLOCKS_C
@@ -157,10 +162,21 @@ def residual(
 
 
 @triton.jit
+def bias_of(bias, columns, BLOCK_N: tl.constexpr, HAS_BIAS: tl.constexpr):
+    """The bias of a tile's columns, 0 without one. It is padded with zeros as the weights are, and
+    a weight: loaded before `wait`, it costs nothing."""
+    if HAS_BIAS:
+        found = tl.load(bias + columns)
+    else:
+        found = tl.zeros((BLOCK_N,), dtype=tl.float32)
+    return found
+
+
+@triton.jit
 def finish(
     acc,
+    shift,
     added,
-    bias,
     y,
     M,
     rows,
@@ -168,19 +184,15 @@ def finish(
     O: tl.constexpr,  # noqa: E741
     Y_STRIDE: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
     HAS_Z: tl.constexpr,
     KIND: tl.constexpr,
     ALPHA: tl.constexpr,
     BETA: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    """Bias, residual (`added`, where HAS_Z), activation, and the tile's way to memory.
-
-    `columns` of bias and y; `O` is how many there are."""
-    if HAS_BIAS:
-        # Padded with zeros as the weights are.
-        acc += tl.load(bias + columns)[None, :]
+    """Bias (`shift`, as `bias_of` loads it), residual (`added`, where HAS_Z), activation, and the
+    tile's way to memory. `columns` of y; `O` is how many there are."""
+    acc += shift[None, :]
     if HAS_Z:
         acc += added.to(tl.float32)
     m = rows.to(tl.int64) if WIDE else rows
@@ -289,22 +301,22 @@ def conv(
         PER_SPLIT: tl.constexpr = (STEPS + SPLIT_K - 1) // SPLIT_K
         first = tl.program_id(1) * PER_SPLIT
         last = tl.minimum(first + PER_SPLIT, STEPS)
-    wait(PDL)
-    launch_dependents(PDL)
+    shift = bias_of(bias, columns, BLOCK_N, HAS_BIAS)
     added = 0.0
     if HAS_Z and AHEAD:
+        wait(PDL)
         added = residual(z, M, rows, columns, O, Z_STRIDE, BLOCK_N, WIDE)
     acc = accumulate(
         x, w, M, rows, columns, first, last,
         C, H, W, OH, OW, KH, KW, STRIDE_H, STRIDE_W, PAD_H, PAD_W, DILATION_H, DILATION_W,
-        X_STRIDE, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION, WIDE,
+        X_STRIDE, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION, WIDE, PDL,
     )  # fmt: skip
     if SPLIT_K == 1:
         if HAS_Z and not AHEAD:
             added = residual(z, M, rows, columns, O, Z_STRIDE, BLOCK_N, WIDE)
         finish(
-            acc, added, bias, y, M, rows, columns,
-            O, Y_STRIDE, BLOCK_N, HAS_BIAS, HAS_Z, KIND, ALPHA, BETA, WIDE,
+            acc, shift, added, y, M, rows, columns,
+            O, Y_STRIDE, BLOCK_N, HAS_Z, KIND, ALPHA, BETA, WIDE,
         )  # fmt: skip
     else:
         within = tl.arange(0, BLOCK_M)[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
@@ -320,7 +332,7 @@ def conv(
                 if HAS_Z:
                     late = residual(z, M, rows, columns, O, Z_STRIDE, BLOCK_N, WIDE)
                 finish(
-                    total, late, bias, y, M, rows, columns,
-                    O, Y_STRIDE, BLOCK_N, HAS_BIAS, HAS_Z, KIND, ALPHA, BETA, WIDE,
+                    total, shift, late, y, M, rows, columns,
+                    O, Y_STRIDE, BLOCK_N, HAS_Z, KIND, ALPHA, BETA, WIDE,
                 )  # fmt: skip
                 tl.store(counters + tile, 0)

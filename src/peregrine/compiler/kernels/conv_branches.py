@@ -13,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from peregrine.compiler.kernels.conv import accumulate, finish, multiply
+from peregrine.compiler.kernels.conv import accumulate, bias_of, finish, multiply
 from peregrine.compiler.kernels.conv_tma import corner_of_box, fetch, pixels_of_box
 from peregrine.compiler.kernels.pdl import launch_dependents, wait
 
@@ -64,29 +64,29 @@ def conv_branches(
     program = tl.program_id(0)
     column = program % (TILES_1 + TILES_2)
     rows = (program // (TILES_1 + TILES_2)) * BLOCK_M + tl.arange(0, BLOCK_M)
-    wait(PDL)
-    launch_dependents(PDL)
     if column < TILES_2:
         columns = column * BLOCK_N + tl.arange(0, BLOCK_N)
+        shift = bias_of(bias2, columns, BLOCK_N, HAS_BIAS2)
         acc = accumulate(
             x, w2, M, rows, columns, 0, KH * KW * BLOCKS_C,
             C, H, W, OH, OW, KH, KW, STRIDE_H, STRIDE_W, PAD_H, PAD_W, DILATION_H, DILATION_W,
-            X_STRIDE, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION, WIDE,
+            X_STRIDE, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION, WIDE, PDL,
         )  # fmt: skip
         finish(
-            acc, 0.0, bias2, y + O1, M, rows, columns,
-            O2, Y_STRIDE, BLOCK_N, HAS_BIAS2, False, KIND, ALPHA, BETA, WIDE,
+            acc, shift, 0.0, y + O1, M, rows, columns,
+            O2, Y_STRIDE, BLOCK_N, False, KIND, ALPHA, BETA, WIDE,
         )  # fmt: skip
     else:
         columns = (column - TILES_2) * BLOCK_N + tl.arange(0, BLOCK_N)
+        shift = bias_of(bias1, columns, BLOCK_N, HAS_BIAS1)
         acc = accumulate(
             x, w1, M, rows, columns, 0, BLOCKS_C,
             C, H, W, OH, OW, 1, 1, STRIDE_H, STRIDE_W, 0, 0, 1, 1,
-            X_STRIDE, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION, WIDE,
+            X_STRIDE, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION, WIDE, PDL,
         )  # fmt: skip
         finish(
-            acc, 0.0, bias1, y, M, rows, columns,
-            O1, Y_STRIDE, BLOCK_N, HAS_BIAS1, False, KIND, ALPHA, BETA, WIDE,
+            acc, shift, 0.0, y, M, rows, columns,
+            O1, Y_STRIDE, BLOCK_N, False, KIND, ALPHA, BETA, WIDE,
         )  # fmt: skip
 
 
@@ -136,10 +136,12 @@ def conv_branches_tma(
     n, h, w = corner_of_box(program // (TILES_1 + TILES_2), OH, OW, BOX_N, BOX_H, BOX_W)
     rows = pixels_of_box(tl.arange(0, BLOCK_M), n, h, w, N, OH, OW, BOX_H, BOX_W)
     M = N * (OH * OW)
-    wait(PDL)
-    launch_dependents(PDL)
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     if column < TILES_2:
+        columns = column * BLOCK_N + tl.arange(0, BLOCK_N)
+        shift = bias_of(bias2, columns, BLOCK_N, HAS_BIAS2)
+        wait(PDL)
+        launch_dependents(PDL)
         for step in range(KH * KW * BLOCKS_C):
             a = fetch(
                 x, n, h, w, (step % BLOCKS_C) * BLOCK_K, step // BLOCKS_C,
@@ -147,17 +149,21 @@ def conv_branches_tma(
             )  # fmt: skip
             acc = multiply(a, w2.load([column * BLOCK_N, step * BLOCK_K]), acc, PRECISION)
         finish(
-            acc, 0.0, bias2, y + O1, M, rows, column * BLOCK_N + tl.arange(0, BLOCK_N),
-            O2, Y_STRIDE, BLOCK_N, HAS_BIAS2, False, KIND, ALPHA, BETA, WIDE,
+            acc, shift, 0.0, y + O1, M, rows, columns,
+            O2, Y_STRIDE, BLOCK_N, False, KIND, ALPHA, BETA, WIDE,
         )  # fmt: skip
     else:
         first = (column - TILES_2) * BLOCK_N
+        columns = first + tl.arange(0, BLOCK_N)
+        shift = bias_of(bias1, columns, BLOCK_N, HAS_BIAS1)
+        wait(PDL)
+        launch_dependents(PDL)
         for step in range(BLOCKS_C):
             a = fetch(
                 x, n, h, w, step * BLOCK_K, 0, 4, 1, 1, 0, 0, 1, 1, 0, BLOCK_M, BLOCK_K
             )  # fmt: skip
             acc = multiply(a, w1.load([first, step * BLOCK_K]), acc, PRECISION)
         finish(
-            acc, 0.0, bias1, y, M, rows, first + tl.arange(0, BLOCK_N),
-            O1, Y_STRIDE, BLOCK_N, HAS_BIAS1, False, KIND, ALPHA, BETA, WIDE,
+            acc, shift, 0.0, y, M, rows, columns,
+            O1, Y_STRIDE, BLOCK_N, False, KIND, ALPHA, BETA, WIDE,
         )  # fmt: skip

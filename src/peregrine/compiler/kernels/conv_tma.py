@@ -17,7 +17,13 @@ import triton
 import triton.language as tl
 
 from peregrine.compiler.kernels.activations import activate
-from peregrine.compiler.kernels.conv import finish, multiply, residual, sum_splits
+from peregrine.compiler.kernels.conv import (
+    bias_of,
+    finish,
+    multiply,
+    residual,
+    sum_splits,
+)
 from peregrine.compiler.kernels.pdl import launch_dependents, wait
 
 
@@ -104,7 +110,7 @@ def pixels_of_box(
 @triton.jit
 def finish_box(
     acc,
-    bias,
+    shift,
     z,
     y,
     n,
@@ -116,7 +122,6 @@ def finish_box(
     BOX_H: tl.constexpr,
     BOX_W: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
     HAS_Z: tl.constexpr,
     KIND: tl.constexpr,
     ALPHA: tl.constexpr,
@@ -125,8 +130,7 @@ def finish_box(
     """`finish` for a whole box with Z fetched and Y written by the accelerator: both descriptors
     with boxes of the tile's size."""
     BLOCK_M: tl.constexpr = BOX_N * BOX_H * BOX_W
-    if HAS_BIAS:
-        acc += tl.load(bias + o + tl.arange(0, BLOCK_N))[None, :]
+    acc += shift[None, :]
     if RANK == 2:
         if HAS_Z:
             acc += z.load([n, o]).to(tl.float32)
@@ -209,8 +213,9 @@ def conv_tma(
     else:
         first = tl.program_id(1) * PER_SPLIT
         last = tl.minimum(first + PER_SPLIT, STEPS)
-    wait(PDL)
-    launch_dependents(PDL)
+    if PERSISTENT:
+        wait(PDL)
+        launch_dependents(PDL)
     end = tiles if PERSISTENT else tl.program_id(0) + 1
     for tile in tl.range(tl.program_id(0), end, tl.num_programs(0), flatten=PERSISTENT):
         o0 = (tile % TILES_N) * BLOCK_N
@@ -219,6 +224,10 @@ def conv_tma(
         local = tl.arange(0, BLOCK_M)
         rows = pixels_of_box(local, n0, h0, w0, N, OH, OW, BOX_H, BOX_W)
         columns = o0 + tl.arange(0, BLOCK_N)
+        shift = bias_of(bias, columns, BLOCK_N, HAS_BIAS)
+        if not PERSISTENT:
+            wait(PDL)
+            launch_dependents(PDL)
         added = 0.0
         if HAS_Z and AHEAD and not BOXED_END:
             added = residual(z, M, rows, columns, O, Z_STRIDE, BLOCK_N, WIDE)
@@ -236,15 +245,15 @@ def conv_tma(
 
         if BOXED_END:
             finish_box(
-                acc, bias, z, y, n0, h0, w0, o0, RANK,
-                BOX_N, BOX_H, BOX_W, BLOCK_N, HAS_BIAS, HAS_Z, KIND, ALPHA, BETA,
+                acc, shift, z, y, n0, h0, w0, o0, RANK,
+                BOX_N, BOX_H, BOX_W, BLOCK_N, HAS_Z, KIND, ALPHA, BETA,
             )  # fmt: skip
         elif SPLIT_K == 1:
             if HAS_Z and not AHEAD:
                 added = residual(z, M, rows, columns, O, Z_STRIDE, BLOCK_N, WIDE)
             finish(
-                acc, added, bias, y, M, rows, columns,
-                O, Y_STRIDE, BLOCK_N, HAS_BIAS, HAS_Z, KIND, ALPHA, BETA, WIDE,
+                acc, shift, added, y, M, rows, columns,
+                O, Y_STRIDE, BLOCK_N, HAS_Z, KIND, ALPHA, BETA, WIDE,
             )  # fmt: skip
         else:
             within = local[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
@@ -259,8 +268,8 @@ def conv_tma(
                     if HAS_Z:
                         late = residual(z, M, rows, columns, O, Z_STRIDE, BLOCK_N, WIDE)
                     finish(
-                        total, late, bias, y, M, rows, columns,
-                        O, Y_STRIDE, BLOCK_N, HAS_BIAS, HAS_Z, KIND, ALPHA, BETA, WIDE,
+                        total, shift, late, y, M, rows, columns,
+                        O, Y_STRIDE, BLOCK_N, HAS_Z, KIND, ALPHA, BETA, WIDE,
                     )  # fmt: skip
                     tl.store(counters + tile, 0)
 
@@ -305,6 +314,7 @@ def reduce_splits(
     M = N * (OH * OW)
     mine = partials + tile * (SPLIT_K * BLOCK_M * BLOCK_N)
     mine += (local * BLOCK_N)[:, None] + column[None, :]
+    shift = bias_of(bias, columns, BLOCK_N, HAS_BIAS)
     wait(PDL)
     launch_dependents(PDL)
     added = 0.0
@@ -312,6 +322,6 @@ def reduce_splits(
         added = residual(z, M, rows, columns, O, Z_STRIDE, BLOCK_N, WIDE)
     total = sum_splits(mine, ROWS, BLOCK_N, BLOCK_M * BLOCK_N, SPLIT_K)
     finish(
-        total, added, bias, y, M, rows, columns,
-        O, Y_STRIDE, BLOCK_N, HAS_BIAS, HAS_Z, KIND, ALPHA, BETA, WIDE,
+        total, shift, added, y, M, rows, columns,
+        O, Y_STRIDE, BLOCK_N, HAS_Z, KIND, ALPHA, BETA, WIDE,
     )  # fmt: skip
