@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import statistics
 import subprocess
@@ -206,8 +207,13 @@ def case(network: str, batch: int, rounds: int, peers: str, engine: Path | None)
             for row in racing:
                 row.round()
         native = next(row for row in found if row.id == NATIVE)
-        if engine is not None and native.session is not None:
-            registry.get("native").save(native.session, _fresh(engine))
+        if native.session is not None:
+            kept = _fresh(engine or Path(scratch) / "engine")
+            registry.get("native").save(native.session, kept)
+            native.facts["cold"] = cold(model, kept, batch)
+            started = time.perf_counter()
+            registry.get("native").compile(model, native.candidate, target).close()
+            native.facts["build_again_s"] = time.perf_counter() - started
         record = {
             "network": network,
             "batch": batch,
@@ -223,6 +229,53 @@ def case(network: str, batch: int, rounds: int, peers: str, engine: Path | None)
         return record
 
 
+_COLD = """
+import sys, time
+from pathlib import Path
+started = time.perf_counter()
+from peregrine.backends.native import NativeBackend
+from peregrine.model.inputs import random_feeds
+from peregrine.model.model import Model
+from peregrine.types import Candidate, Precision, Profile, Target
+import torch
+torch.zeros(1, device="cuda")
+ready = time.perf_counter()
+model, batch = Model.open(Path(sys.argv[1])), int(sys.argv[3])
+candidate = Candidate("native", precision=Precision.FP16)
+target = Target("cuda:0", Profile.fixed(model.sizes(batch)))
+feeds = random_feeds(model, batch, 1)
+begun = time.perf_counter()
+session = NativeBackend().load(Path(sys.argv[2]), model, candidate, target)
+loaded = time.perf_counter()
+session.run(feeds)
+done = time.perf_counter()
+print(ready - started, loaded - begun, done - loaded)
+"""
+
+
+def cold(model: Model, engine: Path, batch: int) -> dict[str, float]:
+    """Seconds of a fresh process, whose kernel cache is empty: importing torch and starting CUDA,
+    loading the saved engine, and its first inference."""
+    with tempfile.TemporaryDirectory() as empty:
+        ran = subprocess.run(
+            [sys.executable, "-c", _COLD, str(model.directory), str(engine), str(batch)],
+            env={**os.environ, "TRITON_CACHE_DIR": empty},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        compiled = len(list(Path(empty).glob("*/*.ptx")))
+    if ran.returncode:
+        return {"failed": 1.0}
+    start, loading, first = map(float, ran.stdout.split())
+    return {
+        "start_s": start,
+        "load_s": loading,
+        "first_inference_s": first,
+        "kernels_compiled": compiled,
+    }
+
+
 def _fresh(directory: Path) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     return directory
@@ -236,8 +289,8 @@ def table(directory: Path) -> str:
     """Markdown of every case that was measured."""
     lines = [
         "| network, batch | native b2b / latency ms | best peer b2b ms | ratio (95 %) | wanted "
-        "| native MB | least peer MB | build s |",
-        "|---|---|---|---|---|---|---|---|",
+        "| native MB | least peer MB | build s, again s | cold load s |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for path in sorted(directory.glob("*.json")):
         record = json.loads(path.read_text())
@@ -260,7 +313,9 @@ def table(directory: Path) -> str:
             f"| {median(best):.3f} {best['candidate']} "
             f"| {ratio.mean:.2f} ({ratio.low:.2f} to {ratio.high:.2f}) "
             f"| {WANTED.get(record['batch'], 1.0):g} | {native['memory_mb']:.0f} "
-            f"| {min(row['memory_mb'] for row in peers):.0f} | {native['build_s']:.1f} |"
+            f"| {min(row['memory_mb'] for row in peers):.0f} "
+            f"| {native['build_s']:.1f}, {native['build_again_s']:.1f} "
+            f"| {native['cold'].get('load_s', 0):.2f} |"
         )
     return "\n".join(lines)
 

@@ -6,13 +6,14 @@ from __future__ import annotations
 import importlib.util
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from peregrine.backends._nvidia import nvidia_driver
-from peregrine.backends._torch import as_array, as_tensor, installed, threads_of
+from peregrine.backends._torch import as_array, as_tensor, installed, new_stream, threads_of
 from peregrine.backends.base import (
     Backend,
     Session,
@@ -129,6 +130,9 @@ class NativeSession(Session):
 
         return int(torch.cuda.current_stream(self._target.device).cuda_stream)
 
+    def own_stream(self) -> AbstractContextManager[object]:
+        return new_stream(self._target) if self._target.is_cuda else nullcontext()
+
     def fetch(self) -> dict[str, Array]:
         return self._arrays(list(self.executable.outputs()))
 
@@ -146,6 +150,19 @@ class NativeSession(Session):
             proof="steps of the plan that ran",
             detail=f"{self.note} {captured}".strip(),
         )
+
+    def compiled_kernels(self) -> dict[str, bytes]:
+        """The files of the Triton kernels that the plans launch, by name; none on a CPU."""
+        if not self._target.is_cuda:
+            return {}
+        from peregrine.compiler.tactics._triton import launched
+        from peregrine.compiler.tactics._triton_cache import collect
+
+        with launched() as kernels:
+            for executable in self._executables.values():
+                executable.launch()
+        self.synchronize()
+        return collect(kernels)
 
     def close(self) -> None:
         if self._current is not None:
@@ -259,6 +276,7 @@ class NativeBackend(Backend):
             [one.plan for one in lowered],
             [one.weights for one in lowered],
             fingerprint(session.device),
+            session.compiled_kernels(),
             device=describe(session.device),
         )
 
@@ -283,6 +301,10 @@ class NativeBackend(Backend):
             fields = "; ".join(f"{name} {there} there, {now} here" for name, there, now in differs)
             session.note = f"Tuned again: the engine was for another place ({fields})."
             return session
+        if kept.kernels:
+            from peregrine.compiler.tactics._triton_cache import restore
+
+            restore({name: kept.kernel(name) for name in kept.kernels})
         weights = kept.weights(target.device)
         lowered = {
             tuple(sorted(plan.dims.items())): Lowered(plan, own)

@@ -82,6 +82,15 @@ class Tactic(abc.ABC):
         (the counters of a split reduction)."""
         return 0
 
+    def overlaps(self, config: Config) -> bool:
+        """Whether its kernels start before the one ahead has ended, by the rules of
+        `kernels.pdl`."""
+        return bool(config.get("pdl", False))
+
+    def serial(self, config: Config) -> Config:
+        """The same without that, for a neighbour whose kernels don't keep these rules."""
+        return {**config, "pdl": False} if self.overlaps(config) else config
+
     @abc.abstractmethod
     def bind(
         self,
