@@ -179,8 +179,9 @@ def explain_plan(plan: Plan, device: Device) -> ExplainedPlan:
 
 def _step(number: int, step: Step, total: float, device: Device) -> ExplainedStep:
     operation, spent = step.operation, Cost(step.flops, step.bytes)
-    first = next((tensor for tensor in operation.inputs if tensor is not None), None)
-    dtype = first.dtype if first is not None else "float32"
+    # Products are computed in the weights' dtype, whatever the input's.
+    read = [tensor for tensor in (*operation.inputs[1:2], *operation.inputs[:1]) if tensor]
+    dtype = read[0].dtype if read else "float32"
     least = roofline_s(spent, device, dtype=dtype, tf32=operation.tf32)
     moving = spent.bytes / device.bandwidth
     ms = step.chosen.ms
