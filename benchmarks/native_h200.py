@@ -48,12 +48,10 @@ WANTED = {1: 1.4, 256: 1.5}
 FOUR = ("resnet18", "resnet50", "mobilenet_v2", "squeezenet1_0")
 PEERS = {
     "tensorrt": Candidate("tensorrt", "", Precision.FP16, {}, Graph.FP16),
-    "torch_compile": Candidate("torch_compile", "reduce-overhead", Precision.FP16),
-    "torch_compile_graph": Candidate(
-        "torch_compile", "inductor", Precision.FP16, {"cuda_graph": True}
-    ),
+    "torch_compile": Candidate("torch_compile", "inductor", Precision.FP16, {"cuda_graph": True}),
 }
-"""Those that were ever the fastest on an H200; `--peers all` adds what else the backends
+"""The two that are the fastest on an H200; torch.compile as one CUDA graph, which spares it the
+copy of the inputs that its mode reduce-overhead makes at each call. `--peers all` adds what else the backends
 offer."""
 _ROUND_S = 0.06
 """Seconds of back-to-back inferences of one row in one round."""
