@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from peregrine import fingerprint, hardware
+from peregrine import fingerprint, hardware, processor
 from peregrine.model.model import Model
 from peregrine.types import Candidate, DimRange, Precision, Profile, Target
 
@@ -112,14 +112,14 @@ def test_the_machine() -> None:
     assert 64 < machine.memory_mb <= psutil.virtual_memory().total / 2**20
     assert platform.machine() in machine.os
     assert platform.python_version() in machine.python
-    assert set(machine.cpu_flags) <= hardware.VECTOR_FLAGS
+    assert set(machine.cpu_flags) <= processor.VECTOR_FLAGS
     assert list(machine.cpu_flags) == sorted(machine.cpu_flags)
 
 
 @pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="Linux tells flags by /proc")
 def test_flags_are_the_processors() -> None:
     words = set(Path("/proc/cpuinfo").read_text().split())
-    assert set(hardware.cpu_flags()) == hardware.VECTOR_FLAGS & words
+    assert set(processor.cpu_flags()) == processor.VECTOR_FLAGS & words
 
 
 def test_a_cgroup_limit_bounds_memory(tmp_path: Path) -> None:

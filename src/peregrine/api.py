@@ -22,7 +22,7 @@ from peregrine.compiler.explain import explain as explain_engine
 from peregrine.engines import Listed
 from peregrine.errors import FeedError, NoCandidate, OptionError
 from peregrine.events import Observer, ignore
-from peregrine.hardware import cpu_flags, visible_gpu
+from peregrine.hardware import visible_gpu
 from peregrine.harness.artifact import keep_winner
 from peregrine.harness.assemble import assemble
 from peregrine.harness.precisions import resolve
@@ -32,6 +32,7 @@ from peregrine.harness.rundir import RunDirectory, default_path
 from peregrine.model.inputs import InputSpec, parse_input
 from peregrine.model.items import RANDOM
 from peregrine.model.model import Model
+from peregrine.processor import cpu_flags
 from peregrine.results import Report
 from peregrine.select import Objective
 from peregrine.suite import ask as suites

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any
 
-from peregrine import hardware
+from peregrine import hardware, processor
 from peregrine.hardware import machine
 from peregrine.model.model import Model
 from peregrine.results import to_builtins
@@ -97,8 +97,8 @@ def current(
         os=platform.system(),
         arch=platform.machine(),
         python=python or "{}.{}".format(*sys.version_info[:2]),
-        cpu=hardware.cpu_name(),
-        cpu_flags=hardware.cpu_flags(),
+        cpu=processor.cpu_name(),
+        cpu_flags=processor.cpu_flags(),
         gpu=gpu.name if gpu else "",
         capability=gpu.capability if gpu else "",
         driver=gpu.driver if gpu else "",

@@ -8,42 +8,16 @@ import importlib
 import os
 import platform
 import re
-import shutil
-import subprocess
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
+from peregrine.processor import cpu_flags, cpu_name, tool_output
 from peregrine.results import MachineRecord
 from peregrine.types import physical_cores
 
 _MIB = 2**20
-_PROBE_TIMEOUT_S = 20.0
-
-VECTOR_FLAGS = frozenset(
-    {
-        *("sse4_2", "avx", "avx2", "avx_vnni", "f16c", "fma"),
-        *("avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16", "avx512_fp16"),
-        *("amx_tile", "amx_int8", "amx_bf16", "amx_fp16"),
-        *("asimd", "asimdhp", "asimddp", "fphp", "i8mm", "bf16"),
-        *("sve", "sve2", "svei8mm", "svebf16", "sme"),
-    }
-)
-"""Extensions that decide which kernels a runtime picks, in Linux's spelling."""
-
-_MACOS_SPELLING = {
-    "avx1.0": "avx",
-    "avx2": "avx2",
-    "avx512f": "avx512f",
-    "avx512bw": "avx512bw",
-    "avx512vl": "avx512vl",
-    "avx512vnni": "avx512_vnni",
-    "fma": "fma",
-    "f16c": "f16c",
-    "sse4.2": "sse4_2",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,31 +61,6 @@ def machine() -> MachineRecord:
     )
 
 
-@functools.cache
-def cpu_name() -> str:
-    """The processor's marketing name, or the architecture where the system tells no more."""
-    if sys.platform == "darwin":
-        return _output(["sysctl", "-n", "machdep.cpu.brand_string"]).strip() or platform.machine()
-    info = _cpuinfo()
-    # ARM kernels give numbers in place of a name; lscpu knows their meaning.
-    name = info.get("model name") or info.get("Model") or _lscpu_name()
-    return name or platform.processor() or platform.machine()
-
-
-@functools.cache
-def cpu_flags() -> tuple[str, ...]:
-    """Those of `VECTOR_FLAGS` that the processor has, sorted."""
-    if sys.platform == "darwin":
-        listed = _output(["sysctl", "-n", "machdep.cpu.features", "machdep.cpu.leaf7_features"])
-        found = {_MACOS_SPELLING.get(word, word) for word in listed.lower().split()}
-        if platform.machine() == "arm64":
-            found |= {"asimd", "asimdhp", "fphp", "asimddp"}  # every Apple silicon has these
-    else:
-        info = _cpuinfo()
-        found = set((info.get("flags") or info.get("Features") or "").split())
-    return tuple(sorted(found & VECTOR_FLAGS))
-
-
 def memory_mb() -> float:
     """Memory that this process may use, MiB: the machine's, or its control group's limit."""
     import psutil
@@ -151,21 +100,6 @@ def _logical_cores() -> int:
     with contextlib.suppress(AttributeError):  # macOS has no affinity
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def _cpuinfo() -> dict[str, str]:
-    """The first value of each key in /proc/cpuinfo."""
-    info: dict[str, str] = {}
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            key, _, value = line.partition(":")
-            info.setdefault(key.strip(), value.strip())
-    return info
-
-
-def _lscpu_name() -> str:
-    match = re.search(r"^Model name:\s*(.+)$", _output(["lscpu"]), re.MULTILINE)
-    return match[1].strip() if match else ""
 
 
 def _cgroup_limits(root: Path) -> Iterator[float]:
@@ -234,8 +168,8 @@ def _gpus_from_nvml(nvml: ModuleType) -> Iterable[Gpu]:
 
 def _gpus_from_smi() -> Iterator[Gpu]:
     fields = "name,uuid,compute_cap,memory.total,driver_version,enforced.power.limit,clocks.max.sm"
-    rows = _output(["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"])
-    header = _output(["nvidia-smi"]) if rows else ""
+    rows = tool_output(["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"])
+    header = tool_output(["nvidia-smi"]) if rows else ""
     cuda = re.search(r"CUDA Version:\s*([\d.]+)", header)
     for row in rows.splitlines():
         values = [value.strip() for value in row.split(",")]
@@ -257,16 +191,3 @@ def _gpus_from_smi() -> Iterator[Gpu]:
 def _figure(text: str) -> float | None:
     """A figure of nvidia-smi's, which says `[N/A]` for none."""
     return float(text) if text.replace(".", "", 1).isdigit() else None
-
-
-def _output(command: list[str]) -> str:
-    """What a system tool prints; empty when it is missing, fails or hangs."""
-    if shutil.which(command[0]) is None:
-        return ""
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=_PROBE_TIMEOUT_S, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return done.stdout
