@@ -15,6 +15,7 @@ from peregrine.conversion.calibration import Calibration
 from peregrine.conversion.job import GRAPH_FILE, IR_FILE, Job, Made
 from peregrine.conversion.prepare import prepare
 from peregrine.conversion.quiet import quiet
+from peregrine.conversion.saturation import reduces_range
 from peregrine.errors import PeregrineError, Unsupported
 from peregrine.model import onnx_file
 from peregrine.model.graphs import Graph
@@ -75,6 +76,7 @@ def convert(
             "model": model.sha256 or _hash([model.onnx_path]),
             "classifier": model.classifier,
             "graph": graph,
+            "7-bit weights": reduces_range(graph),
             "keep": sorted(names),
             "calibrator": calibrator,
             "calibration": calibration.sha256 if calibration else "",

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from peregrine.conversion import saturation
 from peregrine.conversion.job import GRAPH_FILE, Job, Made
 from peregrine.conversion.quiet import quiet
 from peregrine.errors import Unsupported
@@ -56,6 +57,7 @@ def make_dynamic(job: Job) -> Made:
             op_types_to_quantize=list(OPERATORS),
             nodes_to_exclude=sorted(job.keep | {f"{name}{_AS_MATMUL}" for name in job.keep}),
             per_channel=True,
+            reduce_range=saturation.reduces_range(job.graph),
             weight_type=QuantType.QInt8,
             extra_options={"EnableSubgraph": True, "MatMulConstBOnly": True},
         )
@@ -72,6 +74,7 @@ def make_dynamic(job: Job) -> Made:
         by=f"onnxruntime.quantization {onnxruntime.__version__}",
         converted=dict(sorted(converted.items())),
         left=dict(sorted(left.items())),
+        notes=(saturation.NOTE,) if saturation.reduces_range(job.graph) else (),
     )
 
 

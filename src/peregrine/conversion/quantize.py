@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from peregrine.conversion import ranges
+from peregrine.conversion import ranges, saturation
 from peregrine.conversion.calibration import Calibration
 from peregrine.conversion.job import GRAPH_FILE, Job, Made
 from peregrine.conversion.quiet import quiet
@@ -55,9 +55,10 @@ def make_static(job: Job) -> Made:
     for name, bounds in found.items():
         graphs[name] = quantize(job.prepared, bounds, job.graph, job.keep)
     if len(graphs) > 1:
+        fused = fusing_is_exact(job.graph)
         reference = _run(job.prepared, calibration)
         tried = [
-            judge(name, reference, _run(graph, calibration), job.model.classifier)
+            judge(name, reference, _run(graph, calibration, fused), job.model.classifier)
             for name, graph in graphs.items()
         ]
         chosen = choose(tried)
@@ -73,6 +74,7 @@ def make_static(job: Job) -> Made:
         tried=tuple(tried),
         converted=converted,
         left=left,
+        notes=(saturation.NOTE,) if saturation.reduces_range(job.graph) else (),
     )
 
 
@@ -162,7 +164,7 @@ def _quantizer(
         return QDQQuantizer(
             proto,
             True,  # per channel
-            False,  # all 8 bits of weights: VNNI does not saturate
+            saturation.reduces_range(graph),
             QuantType.QInt8,
             QuantType.QInt8 if signed else QuantType.QUInt8,
             TensorsData(CalibrationMethod.MinMax, data),
@@ -308,8 +310,16 @@ def _calibration(job: Job) -> Calibration:
     return job.calibration
 
 
-def _run(proto: onnx.ModelProto, calibration: Calibration) -> list[list[np.ndarray[Any, Any]]]:
-    session = ranges.open_session(proto, optimized=True)
+def fusing_is_exact(graph: Graph) -> bool:
+    """Whether ONNX Runtime's integer kernels compute here what `graph` says: 8-bit weights that
+    are another device's saturate on some CPUs, so that it is judged with its Q/DQ pairs in fp32."""
+    return saturation.reduces_range(graph) or not saturation.saturates()
+
+
+def _run(
+    proto: onnx.ModelProto, calibration: Calibration, fused: bool = True
+) -> list[list[np.ndarray[Any, Any]]]:
+    session = ranges.open_session(proto, optimized=fused)
     return [session.run(None, feeds) for feeds in calibration.items(JUDGED_ITEMS)]
 
 

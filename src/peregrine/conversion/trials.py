@@ -16,7 +16,7 @@ import numpy as np
 from peregrine.conversion.calibration import Calibration
 from peregrine.conversion.job import GRAPH_FILE, Job, Made
 from peregrine.conversion.probe_tensors import Runner
-from peregrine.conversion.quantize import choose, collect_ranges, quantize
+from peregrine.conversion.quantize import choose, collect_ranges, fusing_is_exact, quantize
 from peregrine.conversion.ranges import Bounds
 from peregrine.conversion.typed import emulate
 from peregrine.conversion.untracked import import_openvino
@@ -206,7 +206,7 @@ class Trials:
 
     def _quantised(self, calibrator: str, keep: frozenset[str]) -> list[dict[str, Array]]:
         made = quantize(self.prepared, self._ranges[calibrator], self._graph, keep)
-        return self._outputs(Runner(made, optimised=True))
+        return self._outputs(Runner(made, optimised=fusing_is_exact(self._graph)))
 
     def _make(self, out: Path, keep: frozenset[str]) -> Made:
         """With the converter of the graph, each in a module of its own."""

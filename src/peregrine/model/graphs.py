@@ -22,7 +22,8 @@ class Graph(enum.StrEnum):
     """Typed bfloat16."""
     U8S8 = "u8s8"
     """Q/DQ, unsigned asymmetric activations, signed symmetric weights per channel: what x86's
-    VNNI multiplies (unsigned by signed bytes). Signed activations measured no faster than fp32."""
+    VNNI multiplies (unsigned by signed bytes). Signed activations measured no faster than fp32.
+    Weights have 7 bits where the processor has no VNNI (`conversion.saturation`)."""
     S8S8 = "s8s8"
     """Q/DQ, signed symmetric activations, signed symmetric weights per channel: what TensorRT
     takes."""
