@@ -136,7 +136,7 @@ def conv_branches_tma(
     n, h, w = corner_of_box(program // (TILES_1 + TILES_2), OH, OW, BOX_N, BOX_H, BOX_W)
     rows = pixels_of_box(tl.arange(0, BLOCK_M), n, h, w, N, OH, OW, BOX_H, BOX_W)
     M = N * (OH * OW)
-    acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+    acc = tl.zeros((BLOCK_N, BLOCK_M), dtype=tl.float32)
     if column < TILES_2:
         columns = column * BLOCK_N + tl.arange(0, BLOCK_N)
         shift = bias_of(bias2, columns, BLOCK_N, HAS_BIAS2)
@@ -147,9 +147,9 @@ def conv_branches_tma(
                 x, n, h, w, (step % BLOCKS_C) * BLOCK_K, step // BLOCKS_C,
                 4, KW, 1, PAD_H, PAD_W, DILATION_H, DILATION_W, 0, BLOCK_M, BLOCK_K,
             )  # fmt: skip
-            acc = multiply(a, w2.load([column * BLOCK_N, step * BLOCK_K]), acc, PRECISION)
+            acc = multiply(w2.load([column * BLOCK_N, step * BLOCK_K]), a, acc, PRECISION)
         finish(
-            acc, shift, 0.0, y + O1, M, rows, columns,
+            acc.T, shift, 0.0, y + O1, M, rows, columns,
             O2, Y_STRIDE, BLOCK_N, False, KIND, ALPHA, BETA, WIDE,
         )  # fmt: skip
     else:
@@ -162,8 +162,8 @@ def conv_branches_tma(
             a = fetch(
                 x, n, h, w, step * BLOCK_K, 0, 4, 1, 1, 0, 0, 1, 1, 0, BLOCK_M, BLOCK_K
             )  # fmt: skip
-            acc = multiply(a, w1.load([first, step * BLOCK_K]), acc, PRECISION)
+            acc = multiply(w1.load([first, step * BLOCK_K]), a, acc, PRECISION)
         finish(
-            acc, shift, 0.0, y, M, rows, columns,
+            acc.T, shift, 0.0, y, M, rows, columns,
             O1, Y_STRIDE, BLOCK_N, False, KIND, ALPHA, BETA, WIDE,
         )  # fmt: skip

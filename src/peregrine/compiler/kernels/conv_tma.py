@@ -46,7 +46,11 @@ def fetch(
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """What a tap reads for the box of output pixels at (n, h, w): (BLOCK_M, BLOCK_K)."""
+    """What a tap reads for the box of output pixels at (n, h, w): (BLOCK_M, BLOCK_K).
+
+    Of rank 4 or 5 it must be the second operand of a product: Triton would read the first one into
+    registers, where it is reshaped, and let the next step overwrite them while the tensor cores
+    still read (3.6 on Hopper; seen as wrong results of 256 columns)."""
     if RANK == 2:
         box = x.load([n, c])
     else:
@@ -232,16 +236,22 @@ def conv_tma(
         if HAS_Z and AHEAD and not BOXED_END:
             added = residual(z, M, rows, columns, O, Z_STRIDE, BLOCK_N, WIDE)
 
-        acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+        if RANK == 2:
+            acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+        else:
+            acc = tl.zeros((BLOCK_N, BLOCK_M), dtype=tl.float32)
         for step in range(first, last):
-            tap = step // BLOCKS_C
-            c = (step % BLOCKS_C) * BLOCK_K
             a = fetch(
-                x, n0, h0, w0, c, tap,
+                x, n0, h0, w0, (step % BLOCKS_C) * BLOCK_K, step // BLOCKS_C,
                 RANK, KW, STRIDE, PAD_H, PAD_W, DILATION_H, DILATION_W, X_STRIDE, BLOCK_M, BLOCK_K,
             )  # fmt: skip
             b = w.load([o0, step * BLOCK_K])
-            acc = multiply(a, b, acc, PRECISION)
+            if RANK == 2:
+                acc = multiply(a, b, acc, PRECISION)
+            else:
+                acc = multiply(b, a, acc, PRECISION)
+        if RANK != 2:
+            acc = acc.T
 
         if BOXED_END:
             finish_box(

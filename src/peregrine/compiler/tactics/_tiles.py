@@ -46,21 +46,25 @@ _TILES = (
     (128, 256, 64, 8, 3),
     (128, 256, 64, 8, 4),
 )
-# The accelerator needs one stage more for as many blocks in flight.
 _TMA_TILES = (
     (64, 16, 128, 4, 5),
     (64, 32, 128, 4, 5),
+    (64, 64, 64, 4, 4),
     (64, 64, 64, 4, 6),
     (64, 64, 128, 4, 4),
-    (64, 128, 64, 4, 5),
-    (128, 32, 64, 4, 5),
+    (64, 128, 64, 4, 4),
+    (128, 32, 64, 4, 4),
+    (128, 64, 64, 4, 3),
     (128, 64, 64, 4, 4),
     (128, 64, 64, 4, 6),
-    (128, 128, 64, 4, 4),
+    (128, 128, 64, 4, 3),
+    (128, 128, 64, 8, 3),
     (128, 128, 64, 8, 4),
     (128, 128, 64, 8, 6),
     (256, 64, 64, 8, 4),
+    (256, 128, 64, 8, 3),
     (256, 128, 64, 8, 4),
+    (128, 256, 64, 8, 3),
     (128, 256, 64, 8, 4),
     (64, 256, 64, 4, 4),
 )
@@ -143,18 +147,24 @@ class Tiling:
             return self.block_m, 1, 1
         return _box(product.pixels, self.block_m)
 
-    def shared_memory(self, itemsize: int) -> int:
-        """Bytes that the pipelined blocks of both operands take, and the tiles of a boxed end."""
-        held = self.stages if self.fetch == "pointers" else self.stages - 1
-        end = 2 * self.block_m * self.block_n if self.boxed_end else 0
-        return (held * (self.block_m + self.block_n) * self.block_k + end) * itemsize
+    def shared_memory(self, product: Product) -> int:
+        """Bytes: the pipelined blocks of both operands, and with the accelerator what the end of a
+        tile needs beside those of the next."""
+        operands = self.stages * (self.block_m + self.block_n) * self.block_k * product.itemsize
+        tile = self.block_m * self.block_n * product.itemsize
+        end = 0
+        if self.boxed_end:
+            end = tile * (2 if self.programs and product.residual else 1)
+        elif self.programs:
+            end = min(tile, 32768)
+        return operands + end + 1024
 
-    def resident(self, itemsize: int) -> int:
+    def resident(self, product: Product) -> int:
         """Programs that fit a multiprocessor at a time."""
         return max(
             1,
             min(
-                _SHARED_MEMORY // self.shared_memory(itemsize),
+                _SHARED_MEMORY // self.shared_memory(product),
                 16 // self.warps,
                 # Half of its registers for accumulators.
                 32768 // (self.block_m * self.block_n),
@@ -188,14 +198,17 @@ def candidates(product: Product, device: Device) -> Iterator[Tiling]:
             depth = min(block_k, max(16, 1 << (product.channels - 1).bit_length()))
             if product.itemsize == 4:
                 depth = max(16, depth // 2)
-            if product.box_rank == 5 and fetch == "tma" and product.channels % depth:
+            if fetch == "tma" and product.box_rank == 5 and product.channels % depth:
                 # What it fetches beyond a pixel's channels would be the next pixel's.
                 continue
+            if fetch == "tma" and product.box_rank > 2 and block_n < 64:
+                # The weights come first there, and the tensor cores take no fewer rows at a time.
+                continue
             # Nor more stages than there are steps to fill them.
-            deepest = max(2, product.steps(depth) + (1 if fetch == "pointers" else 2))
+            deepest = max(2, product.steps(depth) + 1)
             tiling = Tiling(block_m, block_n, depth, warps, min(stages, deepest), fetch=fetch)
             useful = _useful(block_n, product.n) and _useful(block_m, product.m)
-            fits = tiling.shared_memory(product.itemsize) <= _SHARED_MEMORY
+            fits = tiling.shared_memory(product) <= _SHARED_MEMORY
             if useful and fits and tiling not in seen:
                 seen.add(tiling)
                 yield from _variants(tiling, product, device)
@@ -211,14 +224,13 @@ def _variants(tiling: Tiling, product: Product, device: Device) -> Iterator[Tili
     tiles, steps = tiling.tiles(product), product.steps(tiling.block_k)
     ends = [tiling]
     if tiling.fetch == "tma" and product.boxed_end:
-        boxed = replace(tiling, boxed_end=True)
-        if boxed.shared_memory(product.itemsize) <= _SHARED_MEMORY:
-            ends.append(boxed)
-    for way in ends:
-        yield way
-        together = device.multiprocessors * way.resident(product.itemsize)
-        if way.fetch == "tma" and tiles > together:
-            yield replace(way, programs=together)
+        ends.append(replace(tiling, boxed_end=True))
+    for end in ends:
+        ways = [end]
+        together = device.multiprocessors * replace(end, programs=1).resident(product)
+        if end.fetch == "tma" and tiles > together:
+            ways.append(replace(end, programs=together))
+        yield from (way for way in ways if way.shared_memory(product) <= _SHARED_MEMORY)
     if product.residual and tiling.fetch == "pointers":
         yield replace(tiling, ahead=True)
     for split in _SPLITS[1:]:
@@ -253,7 +265,7 @@ def predict(product: Product, tiling: Tiling, device: Device) -> float:
     units = tiling.tiles(product) * tiling.split_k
     steps = math.ceil(product.steps(tiling.block_k) / tiling.split_k)
     processors = device.multiprocessors
-    together = min(tiling.resident(product.itemsize), max(1, math.ceil(units / processors)))
+    together = min(tiling.resident(product), max(1, math.ceil(units / processors)))
     # Small tiles feed the tensor cores badly, and addresses take turns with products.
     efficiency = 0.85 * min(1.0, math.sqrt(tiling.block_m * tiling.block_n / 16384))
     if tiling.fetch == "pointers":
