@@ -17,6 +17,10 @@ _LATENCY = 0.55e-6
 """Seconds from asking the L2 cache for a block of K until it is multiplied."""
 _L2_BYTES = 50e9
 """Bytes a second that one multiprocessor reads from the L2 cache."""
+_END_BYTES = 50e9
+"""Bytes a second at which one multiprocessor ends a tile: residual read, output written."""
+_DESCRIPTOR = 0.25e-6
+"""Seconds more until the accelerator has read what it needs to know of a tensor."""
 _SHARED_MEMORY = 227 * 1024
 """Bytes a block may use on Hopper; older devices refuse some configurations when they compile."""
 
@@ -260,33 +264,50 @@ def best(product: Product, device: Device) -> list[Tiling]:
 
 
 def predict(product: Product, tiling: Tiling, device: Device) -> float:
-    """Seconds: the waves of blocks at the slowest of tensor cores, L2 cache and latency, and no
-    faster than device memory."""
+    """Seconds: waves of blocks, each a start, the steps over K and an end, and no faster than
+    device memory."""
     units = tiling.tiles(product) * tiling.split_k
     steps = math.ceil(product.steps(tiling.block_k) / tiling.split_k)
-    processors = device.multiprocessors
-    together = min(tiling.resident(product), max(1, math.ceil(units / processors)))
+    together = min(tiling.resident(product), math.ceil(units / device.multiprocessors))
+    waves = units / (device.multiprocessors * together)
+    if not tiling.programs or waves < 4:
+        waves = math.ceil(waves)
+    # A program that walks over tiles starts one while it ends another.
+    start = _LATENCY * (0.3 if tiling.programs else 1.0)
+    if tiling.fetch == "tma":
+        start += _DESCRIPTOR
+    seconds = waves * (start + steps * _step(product, tiling, together, device))
+    if tiling.split_k > 1:
+        seconds += _reduction(tiling, units, device)
+    else:
+        tile = tiling.block_m * tiling.block_n * product.itemsize
+        seconds += waves * together * tile * (1 + product.residual) / _END_BYTES
+    # What is hidden behind device memory still counts a little: it breaks ties.
+    memory = product.bytes / device.bandwidth
+    return _LAUNCH + max(seconds, memory) + 0.1 * min(seconds, memory)
+
+
+def _step(product: Product, tiling: Tiling, together: int, device: Device) -> float:
+    """Seconds of one step over K of the programs of one multiprocessor, at the slowest of tensor
+    cores, L2 cache and latency."""
     # Small tiles feed the tensor cores badly, and addresses take turns with products.
     efficiency = 0.85 * min(1.0, math.sqrt(tiling.block_m * tiling.block_n / 16384))
     if tiling.fetch == "pointers":
         efficiency *= 0.85
+    peak = device.flops / device.multiprocessors * (2 / product.itemsize)
     flops = 2 * tiling.block_m * tiling.block_n * tiling.block_k
-    slower = {2: 1.0, 4: 2.0}[product.itemsize]
-    compute = together * flops * slower * processors / (device.flops * efficiency)
-    traffic = (
-        together * (tiling.block_m + tiling.block_n) * tiling.block_k * product.itemsize / _L2_BYTES
+    traffic = (tiling.block_m + tiling.block_n) * tiling.block_k * product.itemsize
+    return max(
+        together * flops / (peak * efficiency),
+        together * traffic / _L2_BYTES,
+        _LATENCY / (tiling.stages - 1),
     )
-    step = max(compute, traffic, _LATENCY / (tiling.stages - 1))
-    waves = units / (processors * together)
-    if not tiling.programs or waves < 4:
-        waves = math.ceil(waves)
-    seconds = waves * ((0.3 if tiling.programs else 1.0) * _LATENCY + steps * step)
-    if tiling.split_k > 1:
-        partial = tiling.block_m * tiling.block_n * 4
-        if tiling.reduce == "last":
-            seconds += _SPLIT + partial * (tiling.split_k + 1) / (2 * _L2_BYTES)
-        else:
-            seconds += 1.1 * _SPLIT + 2 * partial * units / (_L2_BYTES * processors)
-    # What is hidden behind device memory still counts a little: it breaks ties.
-    memory = product.bytes / device.bandwidth
-    return _LAUNCH + max(seconds, memory) + 0.05 * min(seconds, memory)
+
+
+def _reduction(tiling: Tiling, units: int, device: Device) -> float:
+    """Seconds for the partial sums of `units` programs: by the last one of each tile, or by a
+    kernel that uses all multiprocessors."""
+    partial = tiling.block_m * tiling.block_n * 4
+    if tiling.reduce == "last":
+        return _SPLIT + partial * (tiling.split_k + 1) / (2 * _L2_BYTES)
+    return 1.1 * _SPLIT + 2 * partial * units / (_L2_BYTES * device.multiprocessors)

@@ -26,7 +26,7 @@ from peregrine.types import Support
 if TYPE_CHECKING:
     import torch
 
-_TRIED = 10
+_TRIED = 16
 
 
 class TritonBranches(Tactic):

@@ -27,7 +27,7 @@ from peregrine.types import Support
 if TYPE_CHECKING:
     import torch
 
-_TRIED = 10
+_TRIED = 16
 """Tilings of one operation that are compiled and timed."""
 
 
