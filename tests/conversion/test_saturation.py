@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 
 import numpy as np
 import onnx
@@ -12,18 +11,17 @@ from onnx import TensorProto, helper, numpy_helper
 
 from converting import calibration, job, run, small
 from peregrine.conversion import saturation
+from peregrine.conversion.calibration import Calibration
 from peregrine.conversion.convert import convert
+from peregrine.conversion.dynamic import make_dynamic
+from peregrine.conversion.quantize import make_static
 from peregrine.conversion.ranges import open_session
 from peregrine.model.graphs import Graph
 from peregrine.model.load import load
 
 AVX2 = ("avx", "avx2", "fma")
 VNNI = (*AVX2, "avx512_vnni", "avx512bw", "avx512f", "avx512vl")
-MAKERS = {
-    Graph.U8S8: ("quantize", "make_static"),
-    Graph.S8S8: ("quantize", "make_static"),
-    Graph.DYNAMIC: ("dynamic", "make_dynamic"),
-}
+MAKERS = {Graph.U8S8: make_static, Graph.S8S8: make_static, Graph.DYNAMIC: make_dynamic}
 
 
 @pytest.fixture
@@ -55,7 +53,7 @@ def test_only_x86_without_vnni_saturates(flags, machine, clipped):
 
 
 def test_the_processor_of_this_machine_adds_as_is_said(tmp_path):
-    """One product of two bytes at their limits, in full 8 bits: clipped, or exact."""
+    """Bytes at their limits, in full 8 bits: their sums are clipped, or exact."""
     channels = 64
     graph = helper.make_graph(
         [helper.make_node("MatMulInteger", ["x", "w"], ["y"])],
@@ -93,8 +91,7 @@ def test_weights_keep_to_the_bits_that_are_safe(
     processor(flags)
     options = {"calibrator": "minmax"} if graph.calibrated else {}
     work = job(small(network, tmp_path), graph, tmp_path, **options)
-    module, maker = MAKERS[graph]
-    made = getattr(importlib.import_module(f"peregrine.conversion.{module}"), maker)(work)
+    made = MAKERS[graph](work)
     weights = _integer_weights(work.out / "model.onnx")
     assert weights
     assert max(np.abs(w.astype(int)).max() for w in weights) == most
@@ -135,9 +132,12 @@ def test_integer_kernels_compute_what_the_graph_says(seed, tmp_path):
         [numpy_helper.from_array(weights, "w")],
     )
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    work = job(load(proto, tmp_path / "m"), Graph.U8S8, tmp_path, calibrator="minmax")
-    importlib.import_module("peregrine.conversion.quantize").make_static(work)
+    model = load(proto, tmp_path / "m")
     feeds = {"x": rng.uniform(2, 4, (4, 16, 8, 8)).astype(np.float32)}
-    (exact,) = run(work.out / "model.onnx", feeds)
-    (fused,) = run(work.out / "model.onnx", feeds, optimized=True)
+    data = Calibration.write(tmp_path, model, [feeds], "bright pixels")
+    work = job(model, Graph.U8S8, tmp_path, calibration=data, calibrator="minmax")
+    make_static(work)
+    made = work.out / "model.onnx"
+    (exact,) = run(made, feeds)
+    (fused,) = run(made, feeds, optimized=True)
     np.testing.assert_allclose(fused, exact, rtol=0.02)
