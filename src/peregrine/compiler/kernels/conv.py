@@ -217,17 +217,6 @@ def sum_splits(
     return total
 
 
-@triton.jit
-def tile_of(program, tiles_m, TILES_N: tl.constexpr, GROUP_M: tl.constexpr):
-    """Row and column of a program's tile: GROUP_M rows of tiles are walked column by column, so
-    that the programs that run together share what they read in the L2 cache."""
-    group = program // (GROUP_M * TILES_N)
-    first = group * GROUP_M
-    height = tl.minimum(tiles_m - first, GROUP_M)
-    within = program % (GROUP_M * TILES_N)
-    return first + within % height, within // height
-
-
 @triton.jit(do_not_specialize=["M"])
 def conv(
     x,
@@ -263,7 +252,6 @@ def conv(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    GROUP_M: tl.constexpr,
     SPLIT_K: tl.constexpr,
     LAST_REDUCES: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -291,9 +279,9 @@ def conv(
     TILES_N: tl.constexpr = (O + BLOCK_N - 1) // BLOCK_N
     STEPS: tl.constexpr = KH * KW * ((C + BLOCK_K - 1) // BLOCK_K)
     tile = tl.program_id(0)
-    tile_m, tile_n = tile_of(tile, tl.cdiv(M, BLOCK_M), TILES_N, GROUP_M)
-    rows = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
-    columns = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    # Neighbours share rows of X, and find all of W in the L2 cache.
+    rows = (tile // TILES_N) * BLOCK_M + tl.arange(0, BLOCK_M)
+    columns = (tile % TILES_N) * BLOCK_N + tl.arange(0, BLOCK_N)
     if SPLIT_K == 1:
         first = 0
         last = STEPS

@@ -208,6 +208,7 @@ def _product(operation: Operation) -> Product:
         window,
         n=pointwise.n + window.n,
         bytes=pointwise.bytes + window.bytes,
+        boxed_end=False,
         box_rank=window.box_rank if window.box_rank == 4 else 0,
     )
 

@@ -176,7 +176,6 @@ def _with_pointers(
         **layer.geometry(),
         "BLOCK_M": tiling.block_m,
         "BLOCK_K": tiling.block_k,
-        "GROUP_M": 1,
     }
     grid = (tiling.tiles(layer.product), tiling.split_k)
     return _triton.Kernel(conv.conv, grid, arguments, tiling.warps, tiling.stages, data["PDL"])
