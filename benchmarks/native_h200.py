@@ -51,8 +51,8 @@ PEERS = {
     "torch_compile": Candidate("torch_compile", "inductor", Precision.FP16, {"cuda_graph": True}),
 }
 """The two that are the fastest on an H200; torch.compile as one CUDA graph, which spares it the
-copy of the inputs that its mode reduce-overhead makes at each call. `--peers all` adds what else the backends
-offer."""
+copy of the inputs that its mode reduce-overhead makes at each call. `--peers all` adds what else
+the backends offer."""
 _ROUND_S = 0.06
 """Seconds of back-to-back inferences of one row in one round."""
 
