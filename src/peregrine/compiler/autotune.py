@@ -22,6 +22,7 @@ from peregrine.compiler.operation import Operation, TensorType
 from peregrine.compiler.operators import DOMAIN
 from peregrine.compiler.plan import Timed
 from peregrine.compiler.tactics import registry
+from peregrine.compiler.tactics._triton_compile import stop
 from peregrine.compiler.tactics.base import Config, Device, Launch, Tactic
 from peregrine.compiler.timings import TimingCache, timing_key
 from peregrine.errors import Unsupported
@@ -79,13 +80,16 @@ class Autotuner:
         Args:
             device: as `devices.describe` says.
             cache: timings of earlier builds; None measures everything and keeps nothing.
-            tactics: who competes; by default all there are.
+            tactics: who competes; by default all there are on a GPU, and on a CPU, where nothing is
+                measured, `torch_ops` alone.
             overlap: kernels may start before the one ahead has ended (`kernels.pdl`).
             seed: of the inputs that are compared.
         """
         self.device = device
         self._cache = cache
-        self._tactics = tuple(registry.tactics()) if tactics is None else tuple(tactics)
+        if tactics is None:
+            tactics = registry.tactics() if device.is_cuda else (registry.torch_ops(),)
+        self._tactics = tuple(tactics)
         self._overlap = overlap
         self._seed = seed
         self._known: dict[str, Choice] = {}
@@ -105,10 +109,18 @@ class Autotuner:
             unknown = self._without_timings(operation, self._contenders(operation))
             for name, contenders in _by_tactic(unknown).items():
                 jobs.append((registry.get(name), operation, [c.config for c in contenders]))
+        if not jobs:
+            return
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            # What does not compile fails again where it is tried, and is out for that reason.
-            for done in [pool.submit(t.compile, op, cs, self.device) for t, op, cs in jobs]:
-                done.exception()
+            started = [pool.submit(t.compile, op, cs, self.device) for t, op, cs in jobs]
+            try:
+                # What does not compile fails again where it is tried, and is out for that reason.
+                for done in started:
+                    done.exception()
+            except KeyboardInterrupt:
+                stop()
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
 
     def choose(self, operation: Operation) -> Choice:
         """The fastest right way to run an operation.
