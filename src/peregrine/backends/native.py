@@ -37,7 +37,8 @@ _CUDA = (Precision.FP32, Precision.TF32, Precision.FP16, Precision.BF16)
 DEFAULTS: dict[str, object] = {"overlap": False}
 """`overlap`: kernels start before the one ahead has ended (programmatic dependent launch), 0.5 us a
 step less in a CUDA graph on an H200. Only on request: there, graphs of ResNet-50, MobileNetV2 and
-SqueezeNet at batch 1 gave wrong outputs with it and right ones without."""
+SqueezeNet at batch 1 gave wrong outputs with it; ResNet-50's was right without, the others were not
+run without."""
 _PLANS_KEPT = 4
 """Sizes whose tensors stay on the device; others are built again when they come."""
 
