@@ -185,9 +185,7 @@ class NativeSession(Session):
         found = self._executables.pop(key, None)
         if found is None:
             if key not in self._lowered:
-                options = options_of(self._candidate, DEFAULTS)
-                overlap = bool(options["overlap"])
-                self._tuner = self._tuner or make_tuner(self._target, overlap=overlap)
+                self._tuner = self._tuner or make_tuner(self._candidate, self._target)
                 self._lowered[key] = _lower(
                     self._model, sizes, self._candidate.precision, self._tuner
                 )
@@ -266,9 +264,8 @@ class NativeBackend(Backend):
 
     def compile(self, model: Model, candidate: Candidate, target: Target) -> NativeSession:
         check_graph(candidate, model)
-        options = options_of(candidate, DEFAULTS)
         _check(candidate, target)
-        tuner = make_tuner(target, overlap=bool(options["overlap"]))
+        tuner = make_tuner(candidate, target)
         sizes = target.profile.opt
         lowered = _lower(model, sizes, candidate.precision, tuner)
         key = tuple(sorted(sizes.items()))
@@ -324,8 +321,8 @@ class NativeBackend(Backend):
         return NativeSession(model, candidate, target, lowered)
 
 
-def make_tuner(target: Target, *, overlap: bool = False) -> Autotuner:
-    """An autotuner with the timing cache of this device."""
+def make_tuner(candidate: Candidate, target: Target) -> Autotuner:
+    """An autotuner as a candidate's options want it, with the timing cache of this device."""
     import torch
 
     from peregrine.compiler.autotune import Autotuner
@@ -334,11 +331,12 @@ def make_tuner(target: Target, *, overlap: bool = False) -> Autotuner:
     from peregrine.compiler.timings import TimingCache
     from peregrine.store import cache_directory
 
+    options = options_of(candidate, DEFAULTS)
     if not target.is_cuda:
         torch.set_num_threads(threads_of(target))
     here = fingerprint(target.device)
     cache = TimingCache.open(cache_directory("timings"), here) if target.is_cuda else None
-    return Autotuner(describe(target.device), cache, overlap=overlap)
+    return Autotuner(describe(target.device), cache, overlap=bool(options["overlap"]))
 
 
 def _lower(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import itertools
 import json
 import statistics
@@ -14,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from peregrine.compiler.fingerprint import driver
 from peregrine.compiler.tactics.base import Device
 from peregrine.errors import BackendUnavailable
 from peregrine.store import Store, cache_directory
@@ -111,24 +111,11 @@ def _facts(device: torch.device) -> dict[str, str]:
 
     return {
         "gpu": torch.cuda.get_device_name(device),
-        "driver": _driver(),
+        "driver": driver(),
         "torch": torch.__version__,
         "cuda": str(torch.version.cuda),
         "sizes": f"{_MATRIX} {_COPIED} {_SAMPLES}",
     }
-
-
-def _driver() -> str:
-    """NVIDIA's driver version; empty where nvidia-ml-py is not installed."""
-    try:
-        nvml = importlib.import_module("pynvml")
-    except ImportError:
-        return ""
-    try:
-        nvml.nvmlInit()
-        return str(nvml.nvmlSystemGetDriverVersion())
-    except nvml.NVMLError:
-        return ""
 
 
 def _matrix_flops(device: torch.device) -> float:

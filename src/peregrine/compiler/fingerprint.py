@@ -11,6 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from peregrine.processor import cpu_name
+
 _LIBRARIES = ("torch", "triton", "nvidia-cudnn-frontend")
 _RUNS = ("attributes", "operation", "operators", "plan", "runtime")
 """The modules beside tactics that decide what a plan means."""
@@ -29,12 +31,12 @@ def fingerprint(device: str) -> dict[str, str]:
             "gpu": facts.name,
             "capability": f"{facts.major}.{facts.minor}",
             "multiprocessors": str(facts.multi_processor_count),
-            "driver": _driver(),
+            "driver": driver(),
             "cuda": torch.version.cuda or "",
             "cudnn": str(cudnn or ""),
         }
     else:
-        found["cpu"] = _cpu()
+        found["cpu"] = cpu_name()
     return found | {name: _version(name) for name in _LIBRARIES}
 
 
@@ -59,7 +61,7 @@ def differences(built: Mapping[str, str], here: Mapping[str, str]) -> list[tuple
     return [(field, there, now) for field, there, now in found if there != now]
 
 
-def _driver() -> str:
+def driver() -> str:
     """NVIDIA's driver, as the kernel module says its version; empty where it does not."""
     try:
         return Path("/sys/module/nvidia/version").read_text().strip()
@@ -77,15 +79,6 @@ def _driver_by_nvml() -> str:
         return str(nvml.nvmlSystemGetDriverVersion())
     finally:
         nvml.nvmlShutdown()
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def _version(distribution: str) -> str:

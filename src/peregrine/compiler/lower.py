@@ -19,6 +19,7 @@ from peregrine.compiler.lowered import Lowered
 from peregrine.compiler.memory import Block, plan_arena
 from peregrine.compiler.operation import Operation, TensorType
 from peregrine.compiler.operators import DOMAIN
+from peregrine.compiler.passes.rewriting import SOURCES
 from peregrine.compiler.plan import Memory, Place, Plan, Step, Tensor, Timed
 from peregrine.compiler.tactics.base import Device, Tactic
 from peregrine.compiler.torch_ops import registry as torch_ops
@@ -26,9 +27,6 @@ from peregrine.errors import Unsupported
 
 if TYPE_CHECKING:
     import torch
-
-SOURCES = "peregrine.sources"
-"""The metadata in which passes keep the names of the nodes they fused, as a JSON list."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,9 +99,9 @@ class _Placer:
     """Places blocks in an order; what does not change between orders is worked out once."""
 
     def __init__(self, blocks: Sequence[Block]) -> None:
-        self.sizes = [_aligned(block.bytes) for block in blocks]
+        self.sizes = [aligned(block.bytes) for block in blocks]
         self.meeting = _meeting(blocks)
-        self.floor = _most_alive(blocks, lambda block: _aligned(block.bytes))
+        self.floor = _most_alive(blocks, lambda block: aligned(block.bytes))
         self.work = len(blocks) + sum(map(len, self.meeting))
 
     def place(self, order: Sequence[int], tightest: bool) -> _Placed:
@@ -220,5 +220,6 @@ def _most_alive(blocks: Sequence[Block], size: Callable[[Block], int]) -> int:
     return max(_alive(blocks, size).values(), default=0)
 
 
-def _aligned(size: int) -> int:
+def aligned(size: int) -> int:
+    """The next multiple of `ALIGNMENT`."""
     return -(-size // ALIGNMENT) * ALIGNMENT

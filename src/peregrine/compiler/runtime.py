@@ -17,6 +17,7 @@ from peregrine.compiler.attributes import (
     torch_dtype,
 )
 from peregrine.compiler.lifetimes import last_uses
+from peregrine.compiler.memory import aligned
 from peregrine.compiler.plan import Place, Plan, Step, Tensor
 from peregrine.compiler.tactics import registry as tactics
 from peregrine.errors import Unsupported
@@ -29,7 +30,6 @@ Environment: TypeAlias = "MutableMapping[str, torch.Tensor | None]"
 Call: TypeAlias = Callable[[Environment], None]
 """A step of one inference."""
 
-_ALIGNMENT = 256
 # What PyTorch's notes on CUDA graphs run before a capture: libraries choose algorithms and
 # allocate meanwhile.
 _WARM_UPS = 3
@@ -142,7 +142,7 @@ class Executable:
 
         self._blocks["arena"] = block(memory.arena)
         self._workspace = block(memory.workspace)
-        self._state = block(sum(_aligned(step.state) for step in self.plan.steps))
+        self._state = block(sum(aligned(step.state) for step in self.plan.steps))
         for tensor in self.plan.tensors.values():
             if tensor.place in (Place.INPUT, Place.OUTPUT) and not tensor.buffer:
                 self._blocks[tensor.name] = block(tensor.type.extent)
@@ -172,7 +172,7 @@ class Executable:
         freed = _freed_after(self.plan)
         for index, step in enumerate(self.plan.steps):
             state = self._state[offset : offset + step.state] if step.state else None
-            offset += _aligned(step.state)
+            offset += aligned(step.state)
             calls.append(self._call(step, state, freed[index]))
         return calls
 
@@ -308,10 +308,6 @@ def view(block: torch.Tensor, tensor: Tensor) -> torch.Tensor:
     dtype = torch_dtype(tensor.dtype)
     flat = block[tensor.offset : tensor.offset + size].view(dtype)
     return torch.as_strided(flat, tensor.shape, tensor.strides)
-
-
-def _aligned(size: int) -> int:
-    return -(-size // _ALIGNMENT) * _ALIGNMENT
 
 
 def _host_names(plan: Plan) -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -174,6 +175,7 @@ class _Stem(Tactic):
             [self.kernel(operation, config, [*[*inputs, None][:3], outputs[0]])]
         )
 
+    @abc.abstractmethod
     def kernel(
         self, operation: Operation, config: Config, tensors: Sequence[torch.Tensor | None]
     ) -> _triton.Kernel:
@@ -182,7 +184,6 @@ class _Stem(Tactic):
         Args:
             tensors: X, then W and B as packed, then Y.
         """
-        raise NotImplementedError
 
     def arguments(
         self, operation: Operation, config: Config, tensors: Sequence[torch.Tensor | None]
