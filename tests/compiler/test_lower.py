@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 import torch
@@ -21,10 +24,12 @@ from peregrine.types import Array
 SEED = 20261121
 
 
-def build(text: str) -> tuple[ir.Model, Lowered]:
-    import onnx
-
+def build(text: str, renamed: Mapping[str, str] | None = None) -> tuple[ir.Model, Lowered]:
+    """Args: renamed: values whose names the text format cannot say."""
     proto = onnx.parser.parse_model(text)
+    for node in proto.graph.node:
+        for names in (node.input, node.output):
+            names[:] = [(renamed or {}).get(name, name) for name in names]
     proto = onnx.shape_inference.infer_shapes(proto, strict_mode=False, data_prop=True)
     model = ir.from_proto(proto)
     for node in model.graph:  # what the passes guarantee: fused operators have types
@@ -55,8 +60,8 @@ def random_feeds(model: ir.Model) -> dict[str, Array]:
     }
 
 
-def compare(text: str) -> Lowered:
-    model, lowered = build(text)
+def compare(text: str, renamed: Mapping[str, str] | None = None) -> Lowered:
+    model, lowered = build(text, renamed)
     feeds = random_feeds(model)
     expected = ReferenceEvaluator(ir.to_proto(model)).run(None, feeds)
     for found, wanted in zip(run(lowered, feeds), expected, strict=True):
@@ -65,6 +70,19 @@ def compare(text: str) -> Lowered:
 
 
 HEAD = '<ir_version: 10, opset_import: ["" : 21, "peregrine" : 1]>'
+
+
+def test_a_value_that_is_called_as_a_weight_would_be() -> None:
+    """TensorFlow's exporter calls the first output of node `n` `n:0`; so did this engine the
+    constant that is its first input."""
+    compare(
+        HEAD
+        + """agraph (float[2, 3] x) => (float[2, 3] y) <float[1] c = {3.0}> {
+            [n] a = Mul(c, x)
+            [m] y = Add(c, a)
+        }""",
+        renamed={"a": "n:0"},
+    )
 
 
 def test_standard_operators_allocate_their_own_outputs() -> None:

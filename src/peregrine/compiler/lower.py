@@ -275,7 +275,7 @@ class _Scope:
 
     def _weight(self, step: str, index: int, weight: torch.Tensor, host: bool) -> str:
         prefix = f"{self._graph.name}/" if self._body else ""
-        name = f"{prefix}{step}:{index}"
+        name = self._unused(f"{prefix}{step}:{index}")
         self._weights[name] = weight
         self._tensors[name] = Tensor(
             name=name,
@@ -284,6 +284,13 @@ class _Scope:
             strides=tuple(weight.stride()),
             place=Place.HOST if host else Place.WEIGHT,
         )
+        return name
+
+    def _unused(self, name: str) -> str:
+        """The name, or one like it that no value has: TensorFlow calls the first output of a node
+        `node:0`."""
+        while name in self._locations or name in self._tensors:
+            name += "'"
         return name
 
     def _tensor(self, name: str) -> str:
@@ -316,7 +323,7 @@ class _Scope:
         if value.const_value is not None:
             dtype = value.const_value.dtype.numpy().name
             shape = tuple(int(s) for s in value.const_value.shape.numpy())
-        copy = f"{name}:out{len(self._outputs)}"
+        copy = self._unused(f"{name}:out{len(self._outputs)}")
         planned = shape is not None and not self._body
         kind = TensorType.contiguous(dtype, shape) if planned else TensorType(dtype, shape, None)  # type: ignore[arg-type]
         self._locations[copy] = Location(kind, Place.OUTPUT if planned else Place.STEP, copy)
