@@ -195,3 +195,32 @@ class CrashOnProbe(Backend):
 
     def compile(self, model: Model, candidate: Candidate, target: Target) -> Session:
         raise BackendUnavailable("never reached")
+
+
+class SettingsBackend(FaultsBackend):
+    """Three workflows of two settings each: a quick one, a slow one, and one that runs by its
+    second setting alone."""
+
+    name = "settings"
+
+    def candidates(self, model: Model, target: Target) -> Iterable[Candidate]:
+        for variant in ("quick", "slow", "fussy"):
+            yield Candidate(self.name, variant)
+            yield Candidate(self.name, variant, options={"other": True})
+
+    def on_request(self, model: Model, target: Target) -> Iterable[Candidate]:
+        return ()
+
+    def refines(self, candidate: Candidate, target: Target) -> bool:
+        return bool(candidate.options)
+
+    def compile(self, model: Model, candidate: Candidate, target: Target) -> Session:
+        if candidate.variant == "fussy" and not candidate.options:
+            raise Unsupported("It does not run like this.")
+        return FaultySession(model, "slower" if candidate.variant == "slow" else "steady")
+
+    def save(self, session: Session, directory: Path) -> None:
+        pass
+
+    def load(self, directory: Path, model: Model, candidate: Candidate, target: Target) -> Session:
+        return self.compile(model, candidate, target)

@@ -92,6 +92,10 @@ def test_on_cuda_each_precision_has_a_row_with_a_cuda_graph(tmp_path):
         ("channels_last", "bf16"),
     ]
     assert not any(c.options for c in BACKEND.candidates(model, target_of(model)))
+    gpu = Target("cuda:0")
+    always = [c for c in BACKEND.candidates(model, gpu) if not BACKEND.refines(c, gpu)]
+    assert len(always) == len(recorded) + 1
+    assert Candidate("pytorch", "eager") in always  # what all are measured by
 
 
 def test_a_cuda_graph_is_no_option_of_a_cpu(tmp_path):

@@ -255,12 +255,14 @@ def test_a_profile_without_a_size(tmp_path):
 
 def test_on_cuda_the_modes_are_raced_but_the_slow_one(tmp_path):
     model = small_torch_model(tmp_path, "conv")
-    rows = [c.id for c in BACKEND.candidates(model, Target("cuda:0")) if c.precision == "fp16"]
-    assert rows == [
-        "torch_compile[inductor] fp16 cuda_graph",
-        "torch_compile[reduce-overhead] fp16",
-        "torch_compile[inductor] fp16",
+    gpu = Target("cuda:0")
+    rows = [c for c in BACKEND.candidates(model, gpu) if c.precision == "fp16"]
+    assert [(c.id, BACKEND.refines(c, gpu)) for c in rows] == [
+        ("torch_compile[inductor] fp16 cuda_graph", False),
+        ("torch_compile[reduce-overhead] fp16", True),
+        ("torch_compile[inductor] fp16", True),
     ]
+    assert not any(BACKEND.refines(c, FIXED) for c in BACKEND.candidates(model, FIXED))
     assert {c.variant for c in BACKEND.candidates(model, FIXED)} == {"inductor"}
     named = [c.id for c in BACKEND.on_request(model, Target("cuda:0")) if c.precision == "fp16"]
     assert named == ["torch_compile[max-autotune] fp16", "torch_compile[aot] fp16 cuda_graph"]

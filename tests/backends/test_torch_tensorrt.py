@@ -75,6 +75,9 @@ def test_rows_of_every_precision_with_and_without_a_cuda_graph(tmp_path: Path) -
     for precision in ("fp32", "tf32", "fp16", "bf16"):
         assert f"torch_tensorrt {precision}" in ids
         assert f"torch_tensorrt {precision} cuda_graph" in ids
+    later = [c for c in BACKEND.candidates(model, GPU) if BACKEND.refines(c, GPU)]
+    assert [c for c in later if c.options.get("cuda_graph")] == []
+    assert len(later) == 4
     assert [c.id for c in BACKEND.candidates(model, Target())] == ["torch_tensorrt fp32"]
 
 

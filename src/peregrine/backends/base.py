@@ -118,6 +118,11 @@ class Backend(abc.ABC):
         minutes to build, say, and have won nothing so far. None by default."""
         return ()
 
+    def refines(self, candidate: Candidate, target: Target) -> bool:
+        """Whether one of `candidates` is only another setting of a row before it: it is raced
+        after the others, and only where that row came near the fastest, or did not run."""
+        return False
+
     @abc.abstractmethod
     def compile(self, model: Model, candidate: Candidate, target: Target) -> Session:
         """Build a session that serves `target.profile`.

@@ -61,6 +61,11 @@ class PyTorchBackend(Backend):
             if not images or target.is_cuda or precision is Precision.FP32:
                 yield Candidate(self.name, EAGER, precision)
 
+    def refines(self, candidate: Candidate, target: Target) -> bool:
+        """What launches its kernels one by one; eager fp32 is what all are measured by."""
+        baseline = candidate.variant == EAGER and candidate.precision is Precision.FP32
+        return target.is_cuda and not candidate.options.get(_torch.CUDA_GRAPH) and not baseline
+
     def compile(self, model: Model, candidate: Candidate, target: Target) -> Session:
         """Place the module; with the option `cuda_graph` also record it, at the sizes of
         `target.profile` first and at others when they are bound.

@@ -110,6 +110,10 @@ class TorchCompileBackend(Backend):
                 continue  # slow on CPUs, as eager's row shows without a build of half a minute
             yield Candidate(self.name, INDUCTOR, precision)
 
+    def refines(self, candidate: Candidate, target: Target) -> bool:
+        """Without a CUDA graph of ours each launch costs more, and the kernels are the same."""
+        return target.is_cuda and not candidate.options.get(_torch.CUDA_GRAPH)
+
     def on_request(self, model: Model, target: Target) -> Iterable[Candidate]:
         if target.is_cuda:
             for precision in _torch.precisions(target):

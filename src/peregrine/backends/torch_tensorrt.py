@@ -91,6 +91,10 @@ class TorchTensorRtBackend(Backend):
             yield Candidate(self.name, "", precision, {_torch.CUDA_GRAPH: True})
             yield Candidate(self.name, "", precision)
 
+    def refines(self, candidate: Candidate, target: Target) -> bool:
+        """The same engines without a CUDA graph."""
+        return target.is_cuda and not candidate.options.get(_torch.CUDA_GRAPH)
+
     def compile(self, model: Model, candidate: Candidate, target: Target) -> Session:
         """Export, convert, and build the engines: for the profile's sizes where it fixes them,
         for its ranges where it does not.

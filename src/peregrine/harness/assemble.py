@@ -15,6 +15,7 @@ from peregrine.harness import wire
 from peregrine.harness.final import Reload, with_reload
 from peregrine.harness.plan import Plan
 from peregrine.harness.reference import Judging
+from peregrine.harness.refining import why_not
 from peregrine.harness.rundir import RunDirectory
 from peregrine.harness.statistics import noise_warnings
 from peregrine.model.model import Model
@@ -111,6 +112,7 @@ def _plan(record: Mapping[str, Any]) -> Plan:
     return Plan(
         tuple(wire.decode_candidate(c) for c in record["candidates"]),
         tuple(_as(row, CandidateResult) for row in record["absent"]),
+        tuple(record.get("refining", ())),
     )
 
 
@@ -148,7 +150,10 @@ def assemble(run: RunDirectory) -> Report:
         winner=winner,
         objective=str(request.objective),
         final_rounds=found.rounds,
-        warnings=_warnings(found, rows, request.min_runs),
+        warnings=(
+            *_not_raced(found, rows, request.objective),
+            *_warnings(found, rows, request.min_runs),
+        ),
         complete=bool(found.finished),
         command=request.command,
         started=found.started,
@@ -216,6 +221,20 @@ def _warnings(found: Findings, rows: list[CandidateResult], runs: int) -> tuple[
             noise = noise_warnings(measurement.samples_ms, asked=runs)
             said += [f"{row.id}: {text}." for text in noise]
     return (*said, *throttle_warnings(rows))
+
+
+def _not_raced(found: Findings, rows: Sequence[CandidateResult], objective: Objective) -> list[str]:
+    """Which settings were left out, a sentence for each reason."""
+    done = {row.id for row in rows}
+    left: dict[str, list[str]] = {}
+    for candidate in found.plan.fine if found.plan and found.finished else ():
+        if candidate.id not in done:
+            why = why_not(candidate, rows, objective)
+            left.setdefault(why, []).append(candidate.id)
+    return [
+        f"Not raced: {', '.join(ids)}. {why}; name a row with --only to race it."
+        for why, ids in left.items()
+    ]
 
 
 def throttle_warnings(rows: Sequence[CandidateResult]) -> list[str]:

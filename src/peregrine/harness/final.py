@@ -14,11 +14,14 @@ import dataclasses
 import math
 import random
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 from peregrine.errors import PeregrineError
 from peregrine.harness import wire
+from peregrine.harness.device import BY_GROWTH
 from peregrine.harness.nvml import Nvml
 from peregrine.harness.process import Worker
 from peregrine.harness.recheck import Recheck
@@ -26,6 +29,7 @@ from peregrine.harness.rundir import slug
 from peregrine.harness.trial import Setting
 from peregrine.harness.watch import available_mb
 from peregrine.results import CandidateResult, FinalRound, Measurement
+from peregrine.types import physical_cores
 
 _FIRST_ROUNDS = 5
 _ROUNDS_A_PROCESS = 3
@@ -35,6 +39,7 @@ _PLAINLY_SLOWER = 1.15
 _TURN_RUNS = 10
 _TURN_S = 0.25
 _MEMORY_SHARE = 0.8
+_BUILDS_AT_ONCE = 6
 _NO_ROOM = "not enough memory to join the final"
 
 
@@ -95,27 +100,30 @@ def run_final(
             contestant.worker.kill()
 
 
-def _bring_back(setting: Setting, row: CandidateResult, batch: int, worker: Worker) -> Reload:
-    """Load the artefact, run it once, and judge it again: what was saved must be what was
-    measured."""
+def _bring_back(
+    setting: Setting, row: CandidateResult, batch: int, worker: Worker, artifact: Path | None
+) -> Reload:
+    """Load the artefact, or build again where there is none, run it once, and judge it again:
+    what was saved must be what was measured."""
     candidate = row.candidate
     judging = setting.judging
     lead = judging.lead(batch)
-    artifact = setting.artifact(candidate, batch)
     try:
-        opened = setting.open(worker, candidate, batch, artifact if artifact.is_dir() else None)
+        opened = setting.open(worker, candidate, batch, artifact)
         ran = setting.call(worker, "first_run", lead, batch)
         out = setting.run.file("outputs", f"{slug(row.id)}.final")
         setting.call(worker, "outputs", lead, batch, out=str(out))
         validation = Recheck.of(setting, row, batch).judge([wire.load_arrays(out)])
+        load_s = opened["seconds"] if artifact is not None else None
         if not validation.passed:
-            return Reload(row.id, opened["seconds"], ran["ms"], validation.reason)
+            return Reload(row.id, load_s, ran["ms"], validation.reason)
         peak = worker.call("peak", timeout_s=setting.request.timeout_s)
+        device = dict(peak["device"])
+        if artifact is None and device.get("device_memory_by") == BY_GROWTH:
+            device = {}  # the device grew by others' builds, too
     except PeregrineError as error:
         return Reload(row.id, None, None, error.what)
-    return Reload(
-        row.id, opened["seconds"], ran["ms"], "", batch, peak["host_peak_mb"], **peak["device"]
-    )
+    return Reload(row.id, load_s, ran["ms"], "", batch, peak["host_peak_mb"], **device)
 
 
 class _Final:
@@ -140,9 +148,8 @@ class _Final:
             if not room.take(row, batch) and self.contestants:
                 self.record(Reload(row.id, None, None, _NO_ROOM))
                 continue
-            contestant = _Contestant(row, batch, self.start(row), [])
-            self.contestants.append(contestant)
-            reload = self.bring_back(contestant)
+            self.contestants.append(_Contestant(row, batch, self.start(row), []))
+        for contestant, reload in self.bring_back(list(self.contestants)):
             self.record(reload)
             if reload.error:
                 self.dismiss(contestant)
@@ -154,9 +161,35 @@ class _Final:
         contestant.worker.kill()
         self.contestants.remove(contestant)
 
-    def bring_back(self, contestant: _Contestant) -> Reload:
-        self.phase(contestant.row.id, "load", "")
-        return _bring_back(self.setting, contestant.row, contestant.batch, contestant.worker)
+    def bring_back(
+        self, contestants: Sequence[_Contestant]
+    ) -> Iterator[tuple[_Contestant, Reload]]:
+        """Load what each saved, one after the other, for that is timed; and then, several at a
+        time, build those again that save nothing."""
+        saved = [c for c in contestants if self.artifact(c) is not None]
+        for contestant in saved:
+            self.phase(contestant.row.id, "load", "")
+            yield contestant, self.reload(contestant)
+        again = [c for c in contestants if c not in saved]
+        if again:
+            self.phase(again[0].row.id, "build again", f"{len(again)} that save nothing")
+        # The workers are this thread's, and die with it; the pool only waits for them.
+        with ThreadPoolExecutor(max(1, min(_BUILDS_AT_ONCE, physical_cores() // 2))) as pool:
+            yield from zip(again, pool.map(self.reload, again), strict=True)
+
+    def artifact(self, contestant: _Contestant) -> Path | None:
+        """What it saved, if anything."""
+        directory = self.setting.artifact(contestant.row.candidate, contestant.batch)
+        return directory if directory.is_dir() and any(directory.iterdir()) else None
+
+    def reload(self, contestant: _Contestant) -> Reload:
+        return _bring_back(
+            self.setting,
+            contestant.row,
+            contestant.batch,
+            contestant.worker,
+            self.artifact(contestant),
+        )
 
     def play(self, progress: Callable[[int, int], None]) -> None:
         """The rounds, each process of a contestant running a few of them."""
@@ -183,10 +216,10 @@ class _Final:
 
     def renew(self) -> None:
         """A fresh process for everyone."""
-        for contestant in list(self.contestants):
+        for contestant in self.contestants:
             contestant.worker.kill()
             contestant.worker = self.start(contestant.row)
-            reload = self.bring_back(contestant)
+        for contestant, reload in self.bring_back(list(self.contestants)):
             if reload.error:
                 self.leave(contestant, reload.error)
 

@@ -35,6 +35,8 @@ class Probe:
     fix: str
     candidates: tuple[Candidate, ...]
     on_request: tuple[Candidate, ...]
+    refining: tuple[str, ...]
+    """Ids of those `candidates` that are only other settings of another one."""
     versions: dict[str, str]
     python: str
     log: str = ""
@@ -53,7 +55,7 @@ def probe(backend: str, log: Path, model: Model | None, target: Target) -> Probe
                 target=wire.encode_target(target),
             )
     except PeregrineError as error:
-        return Probe(backend, Status.FAILED, error.reason, error.fix, (), (), {}, "", str(log))
+        return Probe(backend, Status.FAILED, error.reason, error.fix, (), (), (), {}, "", str(log))
     return Probe(
         backend,
         Status(answer["status"]),
@@ -61,6 +63,7 @@ def probe(backend: str, log: Path, model: Model | None, target: Target) -> Probe
         answer["fix"],
         tuple(wire.decode_candidate(c) for c in answer["candidates"]),
         tuple(wire.decode_candidate(c) for c in answer["on_request"]),
+        tuple(answer["refining"]),
         answer["versions"],
         answer["python"],
         str(log),
@@ -84,11 +87,24 @@ class Plan:
 
     candidates: tuple[Candidate, ...]
     absent: tuple[CandidateResult, ...]
+    refining: tuple[str, ...] = ()
+    """Ids of those that come last, and only where `refining.why_not` has nothing against them."""
+
+    @property
+    def coarse(self) -> tuple[Candidate, ...]:
+        """What is raced in any case."""
+        return tuple(c for c in self.candidates if c.id not in self.refining)
+
+    @property
+    def fine(self) -> tuple[Candidate, ...]:
+        """Other settings, for later."""
+        return tuple(c for c in self.candidates if c.id in self.refining)
 
     def as_record(self) -> dict[str, Any]:
         return {
             "candidates": [wire.encode_candidate(c) for c in self.candidates],
             "absent": self.absent,
+            "refining": self.refining,
         }
 
 
@@ -109,6 +125,7 @@ def make_plan(model: Model, request: Request, logs: Path) -> Plan:
     candidates: list[Candidate] = []
     absent: list[CandidateResult] = []
     offered: list[str] = []
+    refining: list[str] = []
     for answer in probe_all(names, logs, model, target):
         if answer.status is not Status.OK:
             row = empty_result(
@@ -126,13 +143,15 @@ def make_plan(model: Model, request: Request, logs: Path) -> Plan:
         offered += [c.id for c in (*answer.candidates, *answer.on_request)]
         named = (c for c in answer.on_request if _named(c, request.only))
         candidates += _filtered((*answer.candidates, *named), request)
+        refining += answer.refining
     if request.only and not candidates and not absent:
         raise OptionError(
             f"No candidate matches {', '.join(request.only)}.",
             why=f"The candidates here are: {'; '.join(offered) or 'none'}.",
             fix="Quote the id, or use a pattern such as 'openvino*'.",
         )
-    return Plan(tuple(candidates), tuple(absent))
+    # Who names rows has them all.
+    return Plan(tuple(candidates), tuple(absent), () if request.only else tuple(refining))
 
 
 def _wanted(request: Request) -> list[str]:

@@ -29,9 +29,10 @@ from peregrine.harness.assemble import Findings, assemble, findings
 from peregrine.harness.concurrency import leaders, run_concurrency
 from peregrine.harness.final import Reload, run_final
 from peregrine.harness.graphs import Graphs
-from peregrine.harness.plan import make_plan
+from peregrine.harness.plan import Plan, make_plan
 from peregrine.harness.process import Worker
 from peregrine.harness.reference import Judging, make_judging
+from peregrine.harness.refining import why_not
 from peregrine.harness.repairing import can_be_repaired, repair_row
 from peregrine.harness.request import Request
 from peregrine.harness.rundir import SCRATCH, RunDirectory
@@ -39,7 +40,7 @@ from peregrine.harness.trial import Setting, run_trial
 from peregrine.model.model import MODEL_FILE, Model
 from peregrine.results import FinalRound, Report, Status
 from peregrine.select import Goal, rank
-from peregrine.types import Feeds
+from peregrine.types import Candidate, Feeds
 from peregrine.validate import Thresholds
 
 Loader = Callable[[Path], Model]
@@ -185,11 +186,11 @@ class _Race:
                 run.append("candidate", row)
             run.append("plan", plan.as_record())
         done = {row.id for row in findings(run).candidates}
-        self.tell(Planned(tuple(c.id for c in plan.candidates)))
+        self.tell(Planned(tuple(c.id for c in plan.coarse)))
         for row in findings(run).candidates:
             self.tell(CandidateDone(row))
-        for candidate in plan.candidates:
-            if candidate.id in done:
+        for candidate in (*plan.coarse, *plan.fine):
+            if candidate.id in done or self.left_out(plan, candidate):
                 continue
             self.tell(CandidateStarted(candidate.id))
             row = run_trial(setting, candidate, partial(self.phase, candidate.id))
@@ -207,6 +208,13 @@ class _Race:
                 why="\n".join(f"{r.id}: {r.reason}" for r in plan.absent),
                 fix=next((r.fix for r in plan.absent if r.fix), "Run `peregrine doctor`."),
             )
+
+    def left_out(self, plan: Plan, candidate: Candidate) -> bool:
+        """Whether a setting is too far from winning to be worth its time."""
+        if candidate.id not in plan.refining:
+            return False
+        rows = findings(self.directory).candidates
+        return bool(why_not(candidate, rows, self.request.objective))
 
     def phase(self, name: str, phase: str, detail: str) -> None:
         self.tell(PhaseStarted(name, phase, detail))

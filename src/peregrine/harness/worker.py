@@ -103,6 +103,7 @@ class Commands:
         support = loaded.available()
         candidates: list[Candidate] = []
         on_request: list[Candidate] = []
+        refining: list[str] = []
         if support and model is not None:
             opened, aim = Model.open(Path(model)), wire.decode_target(target)
             supported = loaded.supports(opened, aim)
@@ -112,6 +113,7 @@ class Commands:
             else:
                 candidates = list(loaded.candidates(opened, aim))
                 on_request = list(loaded.on_request(opened, aim))
+                refining = [c.id for c in candidates if loaded.refines(c, aim)]
                 status = "ok"
         else:
             status = "ok" if support else "unavailable"
@@ -121,6 +123,7 @@ class Commands:
             "fix": support.fix,
             "candidates": [wire.encode_candidate(c) for c in candidates],
             "on_request": [wire.encode_candidate(c) for c in on_request],
+            "refining": refining,
             "versions": _versions(loaded),
             "python": _python(),
         }
