@@ -217,9 +217,13 @@ def conv_tma(
     else:
         first = tl.program_id(1) * PER_SPLIT
         last = tl.minimum(first + PER_SPLIT, STEPS)
-    if PERSISTENT:
-        wait(PDL)
-        launch_dependents(PDL)
+    # Not in the loop over tiles: where a tile is one step of K, Triton makes a pipeline of that loop
+    # and fetches the first boxes ahead of all that stands in it.
+    if not PERSISTENT:
+        columns = (tl.program_id(0) % TILES_N) * BLOCK_N + tl.arange(0, BLOCK_N)
+        shift = bias_of(bias, columns, BLOCK_N, HAS_BIAS)
+    wait(PDL)
+    launch_dependents(PDL)
     end = tiles if PERSISTENT else tl.program_id(0) + 1
     for tile in tl.range(tl.program_id(0), end, tl.num_programs(0), flatten=PERSISTENT):
         o0 = (tile % TILES_N) * BLOCK_N
@@ -227,11 +231,9 @@ def conv_tma(
         M = N * (OH * OW)
         local = tl.arange(0, BLOCK_M)
         rows = pixels_of_box(local, n0, h0, w0, N, OH, OW, BOX_H, BOX_W)
-        columns = o0 + tl.arange(0, BLOCK_N)
-        shift = bias_of(bias, columns, BLOCK_N, HAS_BIAS)
-        if not PERSISTENT:
-            wait(PDL)
-            launch_dependents(PDL)
+        if PERSISTENT:
+            columns = o0 + tl.arange(0, BLOCK_N)
+            shift = bias_of(bias, columns, BLOCK_N, HAS_BIAS)
         added = 0.0
         if HAS_Z and AHEAD and not BOXED_END:
             added = residual(z, M, rows, columns, O, Z_STRIDE, BLOCK_N, WIDE)
