@@ -337,6 +337,51 @@ def test_the_branches_of_control_flow_are_narrow_and_its_outputs_not(
         np.testing.assert_array_equal(run(each, -2 * X), np.maximum(-2 * X, 0))
 
 
+@BOTH
+@pytest.mark.parametrize("loop", ["Loop", "Scan"])
+def test_what_a_loop_carries_stays_float32_and_its_body_is_narrow(
+    loop: str, graph: Graph, tmp_path: Path
+) -> None:
+    """Both take any type by their schema; what their body declares is float32."""
+
+    def value(name: str, kind: int, shape: Sequence[int | str]) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, kind, shape)
+
+    state = [value(name, TensorProto.FLOAT, ["batch", 4]) for name in ("before", "after")]
+    inside = [node("Add", "before w0", "added", "inside"), node("Relu", "added", "after", "last")]
+    if loop == "Loop":
+        counted = [value("step", TensorProto.INT64, []), value("go", TensorProto.BOOL, [])]
+        stays = value("stays", TensorProto.BOOL, [])
+        body = helper.make_graph(
+            [*inside, node("Identity", "go", "stays", "same")],
+            "body",
+            [*counted, state[0]],
+            [stays, state[1]],
+        )
+        repeated = node("Loop", "three true a", "b", body=body)
+    else:
+        body = helper.make_graph(
+            inside, "body", [state[0], value("row", TensorProto.FLOAT, [4])], [state[1]]
+        )
+        repeated = node("Scan", "a w", "b", body=body, num_scan_inputs=1)
+    nodes = [node("MatMul", "x w", "a", "first"), repeated, node("MatMul", "b w", "y", "second")]
+    constants: dict[str, Array] = {"w": EYE, "w0": EYE[0]}
+    if loop == "Loop":
+        constants |= {"three": np.array(3), "true": np.array(True)}
+    prepared = network(nodes, **constants)
+    for known in (*prepared.graph.value_info, *prepared.graph.output):
+        # onnx infers no shape through a loop, and its checker wants one.
+        known.type.tensor_type.shape.CopyFrom(prepared.graph.input[0].type.tensor_type.shape)
+    proto, answer = made(prepared, graph, tmp_path)
+    assert answer.converted == {"MatMul": 2, "Add": 1, "Relu": 1}
+    narrow = [emulate(prepared, graph.precision)]
+    if graph is Graph.FP16:
+        narrow.append(proto)
+    steps = 3 if loop == "Loop" else 4
+    for each in narrow:
+        np.testing.assert_array_equal(run(each, X), np.maximum(X, 0) + steps * EYE[0])
+
+
 def test_a_graph_with_nothing_to_narrow_is_refused(tmp_path: Path) -> None:
     nodes = [node("Cast", "x", "i", to=TensorProto.INT64), node("Abs", "i", "y")]
     proto = network(nodes)

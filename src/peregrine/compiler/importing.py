@@ -184,15 +184,14 @@ def _typed(model: ir.Model, precision: Precision, name: str) -> ir.Model:
 
     dtype = _HALVES[precision]
     version = _opset(model)
-    keep = _control_flow(model)
     if precision is Precision.BF16 and version < BF16_OPSET:
-        now = Plan(model.graph, dtype, keep, version)
-        then = Plan(model.graph, dtype, keep, BF16_OPSET)
+        now = Plan(model.graph, dtype, frozenset(), version)
+        then = Plan(model.graph, dtype, frozenset(), BF16_OPSET)
         if len(then.reads) > len(now.reads):
             version = BF16_OPSET
             model = _at_opset(model, version)
             _infer(model)
-    plan = Plan(model.graph, dtype, keep, version)
+    plan = Plan(model.graph, dtype, frozenset(), version)
     if not plan.reads:
         raise Unsupported(
             f"Nothing in {name} computes in {precision}.",
@@ -200,14 +199,3 @@ def _typed(model: ir.Model, precision: Precision, name: str) -> ir.Model:
         )
     Lowering(plan, emulate=False).write()
     return model
-
-
-def _control_flow(model: ir.Model) -> frozenset[str]:
-    """Names of If, Loop and Scan: what goes in and comes out of them is what their bodies
-    declare, whatever the types inside."""
-    kinds = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
-    return frozenset(
-        str(node.name)
-        for node in ir.traversal.RecursiveGraphIterator(model.graph)
-        if any(attribute.type in kinds for attribute in node.attributes.values())
-    )

@@ -82,7 +82,7 @@ class Plan:
         self.written: dict[ir.Value, None] = {}
         """Outputs of these nodes that are in `dtype`, in the graph's order."""
         for node in all_nodes(graph):
-            if node.name in keep or node in self.from_shapes:
+            if node.name in keep or node in self.from_shapes or _has_body(node):
                 continue
             reads, writes = _narrowed(node, dtype, opset)
             if reads:
@@ -290,7 +290,7 @@ def _from_shapes(graph: ir.Graph) -> set[ir.Node]:
 
 
 def _has_body(node: ir.Node) -> bool:
-    """Whether it is control flow."""
+    """Whether it is control flow, whose schema takes any type but whose body declares one."""
     bodies = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
     return any(attribute.type in bodies for attribute in node.attributes.values())
 
