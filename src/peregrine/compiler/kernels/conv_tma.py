@@ -217,8 +217,8 @@ def conv_tma(
     else:
         first = tl.program_id(1) * PER_SPLIT
         last = tl.minimum(first + PER_SPLIT, STEPS)
-    # Not in the loop over tiles: where a tile is one step of K, Triton makes a pipeline of that loop
-    # and fetches the first boxes ahead of all that stands in it.
+    # The wait is not in the loop over tiles: where a tile is one step of K, Triton makes a pipeline
+    # of that loop and fetches the first boxes ahead of all that stands in it.
     if not PERSISTENT:
         columns = (tl.program_id(0) % TILES_N) * BLOCK_N + tl.arange(0, BLOCK_N)
         shift = bias_of(bias, columns, BLOCK_N, HAS_BIAS)
