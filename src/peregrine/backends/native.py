@@ -342,12 +342,15 @@ def make_tuner(candidate: Candidate, target: Target) -> Autotuner:
 def _lower(
     model: Model, sizes: Mapping[str, int], precision: Precision, tuner: Autotuner
 ) -> Lowered:
+    """The weights are left on the CPU: between the tensors of trials they would lie in blocks that
+    could then not be freed."""
     from peregrine.compiler.build import build
 
     try:
-        return build(model, sizes, precision, tuner)
+        return build(model, sizes, precision, tuner).on("cpu")
     finally:
         tuner.flush()  # what was measured before a failure, too
+        tuner.release()
 
 
 def _check(candidate: Candidate, target: Target) -> None:

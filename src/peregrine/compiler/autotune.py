@@ -14,9 +14,11 @@ import statistics
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 from peregrine.compiler.attributes import torch_dtype
+from peregrine.compiler.device_memory import release
 from peregrine.compiler.lower import Choice
 from peregrine.compiler.operation import Operation, TensorType
 from peregrine.compiler.operators import DOMAIN
@@ -137,6 +139,11 @@ class Autotuner:
         """Write what was measured to the timing cache."""
         if self._cache is not None:
             self._cache.flush()
+
+    def release(self) -> None:
+        """Give back the device memory that trials have left with libraries and the allocator."""
+        if self.device.is_cuda:
+            release(self.device.name)
 
     def _chosen(self, operation: Operation) -> Choice:
         contenders = self._contenders(operation)
@@ -361,9 +368,7 @@ class Trial:
 
     def seconds(self, launch: Launch, budget: float) -> float:
         """The median time of one launch within a CUDA graph of several."""
-        import torch
-
-        stream = torch.cuda.Stream(self._device.name)  # type: ignore[no-untyped-call]
+        stream = _stream(self._device.name)
         once = self._capture(launch, 1, stream)
         rough = max(min(self._replay(once, stream, 1) for _ in range(2)), 1e-6)
         count = max(1, min(50, int(budget / _REPLAYS / rough)))
@@ -392,6 +397,15 @@ class Trial:
             end.record()
         end.synchronize()
         return float(start.elapsed_time(end)) / 1e3 / count
+
+
+@cache
+def _stream(device: str) -> torch.cuda.Stream:
+    """The one stream that trials are captured and timed on: cuBLAS keeps a workspace of 32 MiB for
+    each that it has seen."""
+    import torch
+
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def _by_tactic(contenders: Iterable[_Contender]) -> dict[str, list[_Contender]]:

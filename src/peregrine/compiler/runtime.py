@@ -16,6 +16,7 @@ from peregrine.compiler.attributes import (
     is_subgraph,
     torch_dtype,
 )
+from peregrine.compiler.device_memory import moved, release
 from peregrine.compiler.lifetimes import last_uses
 from peregrine.compiler.memory import aligned
 from peregrine.compiler.plan import Place, Plan, Step, Tensor
@@ -54,7 +55,7 @@ class Executable:
         self.device = torch.device(device)
         host = _host_names(plan)
         self._weights = {
-            name: weight.to("cpu" if name in host else self.device)
+            name: moved(weight, "cpu" if name in host else self.device)
             for name, weight in weights.items()
         }
         self._blocks: dict[str, torch.Tensor] = {}
@@ -129,6 +130,7 @@ class Executable:
             torch.cuda.synchronize(self.device)
         else:
             self._graph = graph
+        release(str(self.device))  # what the runs before the capture worked with
 
     # Memory
 
