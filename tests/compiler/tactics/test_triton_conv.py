@@ -268,7 +268,7 @@ def test_a_launch_finds_what_was_compiled_ahead():
             cases.run(tactic, operation, config, inputs)
     assert watch.misses == 0, watch.names
     kept = _triton_cache.collect(launched)
-    assert {Path(name).suffix for name in kept} == {".cubin", ".json", ".so"}
+    assert {Path(name).suffix for name in kept} == {".cubin", ".json", ".so", ".source"}
 
 
 def test_branches_offer_what_they_take():

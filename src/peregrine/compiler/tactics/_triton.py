@@ -94,7 +94,6 @@ def compile_ahead(kernels: Sequence[Kernel], device: Device) -> None:
 def specialise(kernel: Kernel, device: Device) -> dict[str, Any]:
     """What a worker compiles: the specialisation that `JITFunction.run` makes of these arguments,
     as plain values."""
-    from triton import knobs
     from triton.backends.compiler import GPUTarget
     from triton.compiler.compiler import make_backend
     from triton.runtime.jit import create_function_from_signature
@@ -104,11 +103,9 @@ def specialise(kernel: Kernel, device: Device) -> dict[str, Any]:
     target = ("cuda", 10 * major + minor, 32)
     backend = make_backend(GPUTarget(*target))
     bind = create_function_from_signature(function.signature, function.params, backend)
-    extra = {
-        "debug": function.debug or knobs.runtime.debug,
-        "instrumentation_mode": knobs.compilation.instrumentation_mode,
-    }
-    arguments, specialisation, options = bind(**kernel.arguments, **kernel.options, **extra)
+    arguments, specialisation, options = bind(
+        **kernel.arguments, **kernel.options, **launch_options(function)
+    )
     packed, signature, constants, attributes = function._pack_args(
         backend, {**kernel.arguments, **options}, arguments, specialisation, options
     )
@@ -120,6 +117,16 @@ def specialise(kernel: Kernel, device: Device) -> dict[str, Any]:
         "attributes": list(attributes.items()),
         "options": dict(packed.__dict__),
         "target": target,
+    }
+
+
+def launch_options(function: Any) -> dict[str, Any]:
+    """What `JITFunction.run` adds to the options of each launch."""
+    from triton import knobs
+
+    return {
+        "debug": function.debug or knobs.runtime.debug,
+        "instrumentation_mode": knobs.compilation.instrumentation_mode,
     }
 
 

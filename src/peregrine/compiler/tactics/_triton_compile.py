@@ -111,22 +111,31 @@ def _serve(requests: TextIO, answers: TextIO) -> None:
         answers.flush()
 
 
-def _compile(kernel: Mapping[str, Any]) -> str:
+def ast_source(kernel: Mapping[str, Any]) -> Any:
+    """Triton's source of a kernel that `_triton.specialise` described and JSON has carried.
+
+    Raises:
+        ImportError, AttributeError: there is no such kernel.
+    """
     from importlib import import_module
 
-    import triton
-    from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
+    return ASTSource(
+        getattr(import_module(kernel["module"]), kernel["name"]),
+        kernel["signature"],
+        {tuple(path): value for path, value in kernel["constants"]},
+        {tuple(path): value for path, value in kernel["attributes"]},
+    )
+
+
+def _compile(kernel: Mapping[str, Any]) -> str:
+    import triton
+    from triton.backends.compiler import GPUTarget
+
     try:
-        function = getattr(import_module(kernel["module"]), kernel["name"])
         triton.compile(
-            ASTSource(
-                function,
-                kernel["signature"],
-                {tuple(path): value for path, value in kernel["constants"]},
-                {tuple(path): value for path, value in kernel["attributes"]},
-            ),
+            ast_source(kernel),
             target=GPUTarget(*kernel["target"]),
             # JSON has no tuples, and the cache's key tells them from lists.
             options={
