@@ -10,7 +10,9 @@ workspaces share memory:
 1. Each of its blocks calls `wait` before it reads or writes any activation, workspace or state;
    before that it may touch weights only. No block returns without it: the kernel after next trusts
    that the end of its predecessor means the end of all before.
-2. `launch_dependents` is a hint to start the next kernel. It is called after `wait`: called before,
+2. `wait` stands in no loop: Triton makes a pipeline of a loop and may then fetch what its first
+   turns read ahead of all that stands in it, the wait too (triton-lang/triton issue 11905).
+3. `launch_dependents` is a hint to start the next kernel. It is called after `wait`: called before,
    blocks of kernels far ahead would fill the multiprocessors and wait there.
 
 Both do nothing where PDL is False (devices before Hopper, and the interpreter).
