@@ -298,3 +298,35 @@ def test_the_command_needs_a_directory():
     )
     assert done.returncode == 2
     assert "--out DIR" in done.stderr
+
+
+def test_a_race_that_was_killed_shows_what_it_had_measured(whole, tmp_path):
+    path = tmp_path / "killed"
+    shutil.copytree(whole[0], path)
+    race_directory = path / "wide-fp32-cpu"
+    for file in ("report.json", "report.html"):
+        (race_directory / file).unlink()
+    rows = (race_directory / "results.jsonl").read_text().splitlines(keepends=True)
+    final = next(i for i, line in enumerate(rows) if '"final"' in line.partition(",")[0])
+    (race_directory / "results.jsonl").write_text("".join(rows[: final + 1]))
+    study = read([path])
+    before = read([whole[0]])
+    for workflow in ("W0", "W3"):
+        where = ("wide", workflow, Precision.FP32, "cpu")
+        shown, measured = (s.entry(*where).points for s in (study, before))
+        assert [(p.batch, p.median_ms, p.samples) for p in shown] == [
+            (p.batch, p.median_ms, p.samples) for p in measured
+        ]
+        assert study.entry(*where).final == ()
+    assert study.warnings == ()  # every row says how it ended
+
+
+def test_the_native_engine_is_a_workflow_by_name(networks, tmp_path):
+    ask = _ask(networks[:1], workflows=("W3", "native"))
+    assert _run(ask, tmp_path / "suite").done
+    study = read([tmp_path / "suite"])
+    assert study.workflows == ("W3", "native")
+    entry = study.entry("first", "native", Precision.FP32, "cpu")
+    assert entry.candidate == "native fp32"
+    assert entry.points
+    assert "native" not in {w.key for w in _ask(networks, workflows=()).chosen}

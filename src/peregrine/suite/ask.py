@@ -42,7 +42,7 @@ class Ask:
     precisions: tuple[Precision, ...] = (Precision.FP32,)
     batches: tuple[int, ...] = SWEEP
     workflows: tuple[str, ...] = ()
-    """Keys of the suite's workflows; empty for all of them."""
+    """Keys of the suite's workflows; empty for all that the study has."""
     limit_memory_mb: float | None = None
     """What takes more does not count: it stands for a smaller card."""
     weights: str = "auto"
@@ -96,7 +96,8 @@ class Ask:
     def chosen(self) -> tuple[Workflow, ...]:
         """The workflows, in the suite's order."""
         wanted = {by_key(self.suite, key).key for key in self.workflows}
-        return tuple(w for w in OF_SUITE[self.suite] if not wanted or w.key in wanted)
+        every = OF_SUITE[self.suite]
+        return tuple(w for w in every if w.key in wanted or (not wanted and not w.by_name))
 
     def races(self) -> tuple[RaceAsk, ...]:
         """In the order they run. A device that none of the workflows is for has none."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from peregrine.errors import OptionError, RunDirectoryError
+from peregrine.harness.race import partial_report
 from peregrine.objective import memory_mb
 from peregrine.ratios import Ratio, paired_ratio
 from peregrine.report.store import FILE as REPORT
@@ -17,7 +18,7 @@ from peregrine.report.store import read_json
 from peregrine.results import Boundary, CandidateResult, MachineRecord, Report, Status
 from peregrine.suite.ask import Ask, RaceAsk
 from peregrine.suite.run import ERROR
-from peregrine.suite.workflows import W0, Workflow
+from peregrine.suite.workflows import OF_SUITE, W0, Workflow
 from peregrine.types import Precision
 
 FORMAT = 1
@@ -188,8 +189,7 @@ def _in_order(words: Iterable[str]) -> tuple[str, ...]:
 
 def _workflows(asks: Sequence[Ask]) -> tuple[str, ...]:
     chosen = {w.key for ask in asks for w in ask.chosen}
-    every = dataclasses.replace(asks[0], workflows=()).chosen
-    return tuple(w.key for w in every if w.key in chosen)
+    return tuple(w.key for w in OF_SUITE[asks[0].suite] if w.key in chosen)
 
 
 def _words(machine: MachineRecord) -> str:
@@ -208,7 +208,10 @@ def _same_machine(machines: Sequence[MachineRecord], asks: Sequence[Ask]) -> Non
 
 
 def _report(directory: Path) -> Report | None:
-    return read_json(directory) if (directory / REPORT).is_file() else None
+    """A race's report; of one that was killed, what its raw rows tell."""
+    if (directory / REPORT).is_file():
+        return read_json(directory)
+    return partial_report(directory)
 
 
 def _why_not(directory: Path, report: Report | None) -> str:

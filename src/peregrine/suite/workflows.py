@@ -34,6 +34,8 @@ class Workflow:
     """The same on a CPU. Where nothing can run there, what asks the backend for its reason."""
     cpu_16bit: tuple[tuple[str, ...], ...] = ()
     """The same in fp16 and bf16 on a CPU, where that has other candidates."""
+    by_name: bool = False
+    """Raced only where it is named: the study has no such workflow, or it takes long to build."""
 
     def tiers(self, device: str, precision: Precision) -> list[list[str]]:
         tiers = self.cuda if device.startswith("cuda") else self.cpu
@@ -95,7 +97,15 @@ W3 = Workflow(
     cuda=(_TENSORRT_PROVIDERS, _CUDA_PROVIDER),
     cpu=(("onnxruntime[CPUExecutionProvider] {p}",),),
 )
-PAPER = (W0, W1, W2, W3)
+NATIVE = Workflow(
+    "native",
+    "Peregrine's own engine",
+    "native",
+    cuda=(("native {p}",),),
+    cpu=(("native {p}",),),
+    by_name=True,
+)
+PAPER = (W0, W1, W2, W3, NATIVE)
 
 # The cells of the ResNet-50 table that the paper's workflows do not name. `torch2trt` is what the
 # table's author used; Torch-TensorRT does the same job where that is absent.
@@ -118,7 +128,7 @@ ORT_TRT = Workflow(
 ORT_CPU = Workflow(
     "onnxruntime-cpu", "ONNX Runtime, CPU provider", "onnxruntime", cuda=(), cpu=W3.cpu
 )
-RESNET50 = (W0, TORCH_TRT, ORT_CPU, ORT_CUDA, ORT_TRT, W2)
+RESNET50 = (W0, TORCH_TRT, ORT_CPU, ORT_CUDA, ORT_TRT, W2, NATIVE)
 
 OF_SUITE: dict[str, tuple[Workflow, ...]] = {"paper": PAPER, "resnet50": RESNET50}
 
