@@ -25,7 +25,7 @@ from peregrine.compiler.operators import DOMAIN
 from peregrine.compiler.plan import Timed
 from peregrine.compiler.tactics import registry
 from peregrine.compiler.tactics._triton_compile import stop
-from peregrine.compiler.tactics.base import Config, Device, Launch, Tactic
+from peregrine.compiler.tactics.base import Config, Device, Launch, Tactic, may_write_over
 from peregrine.compiler.timings import TimingCache, timing_key
 from peregrine.errors import Unsupported
 
@@ -236,6 +236,10 @@ class Autotuner:
                 if not error <= trial.tolerance:
                     refused.append(contender.timed(None, error, f"off by {error:.1e}"))
                     continue
+                error = max(error, trial.error_in_place(contender.tactic, contender.config))
+                if not error <= trial.tolerance:
+                    refused.append(contender.timed(None, error, f"in place off by {error:.1e}"))
+                    continue
                 seconds = trial.seconds(launch, _SHORT_S)
                 # Once more, of the last of many: a race between blocks shows now and then.
                 error = max(error, trial.difference())
@@ -315,8 +319,12 @@ class Trial:
         )
         return torch.as_strided(flat, kind.shape, kind.strides)
 
-    def bind(self, tactic: Tactic, config: Config) -> Launch:
-        """A launch on the inputs of this trial. Scratch memory holds NaN, as it may."""
+    def bind(self, tactic: Tactic, config: Config, over: int | None = None) -> Launch:
+        """A launch on the inputs of this trial. Scratch memory holds NaN, as it may.
+
+        Args:
+            over: the input that is read where the first output lies.
+        """
         import torch
 
         operation, device = self._operation, self._device
@@ -329,6 +337,8 @@ class Trial:
             packed[index] if index in operation.constants else tensor
             for index, tensor in enumerate(self._inputs)
         ]
+        if over is not None:
+            inputs[over] = self._outputs[0]
         workspace = tactic.workspace(operation, config, device)
         state = tactic.state(operation, config, device)
         return tactic.bind(
@@ -353,11 +363,26 @@ class Trial:
             worst = max(worst, self.difference())
         return worst
 
+    def error_in_place(self, tactic: Tactic, config: Config) -> float:
+        """As `error`, of the outputs written over each input that the tactic says it may write
+        over; 0 where there is none."""
+        worst = 0.0
+        for position in may_write_over(tactic, self._operation, config):
+            launch = self.bind(tactic, config, position)
+            for _ in range(2):
+                for output in self._outputs:
+                    output.fill_(float("nan") if output.dtype.is_floating_point else 1)
+                self._outputs[0].copy_(self._inputs[position])  # type: ignore[arg-type]
+                launch()
+                worst = max(worst, self.difference())
+        return worst
+
     def difference(self) -> float:
         """The relative error of what the outputs hold now; infinite where one is not finite."""
         import torch
 
-        torch.cuda.synchronize(self._device.name)
+        if self._device.is_cuda:
+            torch.cuda.synchronize(self._device.name)
         worst = 0.0
         for output, expected in zip(self._outputs, self._expected, strict=True):
             off = torch.linalg.vector_norm(output.double() - expected.double())

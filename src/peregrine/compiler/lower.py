@@ -14,14 +14,14 @@ import onnx_ir as ir
 from peregrine.compiler.attributes import CAPTURES, PLAN, encode, tensor_of
 from peregrine.compiler.cost import cost
 from peregrine.compiler.layout import Location, is_free, locate, operator_name, value_type
-from peregrine.compiler.lifetimes import last_uses
+from peregrine.compiler.lifetimes import arena_blocks, merged, written_over
 from peregrine.compiler.lowered import Lowered
-from peregrine.compiler.memory import Block, plan_arena
+from peregrine.compiler.memory import plan_arena
 from peregrine.compiler.operation import Operation, TensorType
 from peregrine.compiler.operators import DOMAIN
 from peregrine.compiler.passes.rewriting import SOURCES
 from peregrine.compiler.plan import Memory, Place, Plan, Step, Tensor, Timed
-from peregrine.compiler.tactics.base import Device, Tactic
+from peregrine.compiler.tactics.base import Device, Tactic, may_write_over
 from peregrine.compiler.torch_ops import registry as torch_ops
 from peregrine.errors import Unsupported
 
@@ -108,6 +108,8 @@ class _Scope:
         self._tensors: dict[str, Tensor] = {}
         self._weights: dict[str, torch.Tensor] = {}
         self._steps: list[Step] = []
+        self._over: list[tuple[str, ...]] = []
+        """Of each step the inputs that its tactic could write over."""
         self._outputs: list[str] = []
         self._capturable = True
         self._captured: list[str] = []
@@ -246,6 +248,8 @@ class _Scope:
             else:
                 inputs.append(self._tensor(value) if value else "")
         spent = cost(operation)
+        over = sorted(may_write_over(choice.tactic, operation, config))
+        self._over.append(tuple(inputs[index] for index in over))
         self._steps.append(
             Step(
                 name=name,
@@ -361,33 +365,27 @@ class _Scope:
         return Lowered(plan, self._weights)
 
     def _place_arena(self) -> Memory:
-        ends = last_uses(self._steps, self._tensors, self._outputs)
-        first: dict[str, int] = {}
-        last: dict[str, int] = {}
-        for index, step in enumerate(self._steps):
-            for name in step.outputs:
-                if name and self._tensors[name].place is Place.ARENA:
-                    root = self._locations[name].root
-                    first.setdefault(root, index)
-                    last[root] = max(last.get(root, index), ends.get(name, index))
-            for name in step.inputs:
-                if name and self._tensors[name].place is Place.ARENA:
-                    root = self._locations[name].root
-                    last[root] = max(last[root], ends[name])
-        blocks = [
-            Block(root, self._locations[root].type.bytes, first[root], last[root]) for root in first
+        roots = {
+            name: self._locations[name].root
+            for name, tensor in self._tensors.items()
+            if tensor.place is Place.ARENA
+        }
+        sizes = {root: self._locations[root].type.bytes for root in roots.values()}
+        blocks = arena_blocks(self._steps, self._tensors, self._outputs, roots, sizes)
+        over = written_over(self._steps, blocks, roots, self._over)
+        self._steps = [
+            msgspec.structs.replace(step, over=over.get(index, ""))
+            for index, step in enumerate(self._steps)
         ]
-        layout = plan_arena(blocks)
-        for name, tensor in self._tensors.items():
-            if tensor.place is Place.ARENA:
-                at = self._locations[name]
-                self._tensors[name] = msgspec.structs.replace(
-                    tensor, offset=layout.offsets[at.root] + at.offset
-                )
+        shared, homes = merged(self._steps, blocks)
+        layout = plan_arena(shared)
+        for name, root in roots.items():
+            offset = layout.offsets[homes[root]] + self._locations[name].offset
+            self._tensors[name] = msgspec.structs.replace(self._tensors[name], offset=offset)
         return Memory(
             arena=layout.arena,
             lower_bound=layout.lower_bound,
-            sum_of_tensors=sum(block.bytes for block in blocks),
+            sum_of_tensors=sum(block.bytes for block in blocks.values()),
             weights=sum(w.numel() * w.element_size() for w in self._weights.values()),
             workspace=max((step.workspace for step in self._steps), default=0),
             state=sum(step.state for step in self._steps),

@@ -74,6 +74,9 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     chosen: Timed
     runners_up: tuple[Timed, ...] = ()
     """The other tactics that were tried, best first."""
+    over: str = ""
+    """The input on whose memory the first output lies, which this step reads last; empty where it
+    has its own."""
     workspace: int = 0
     """Bytes of scratch memory, shared by all steps."""
     state: int = 0

@@ -91,6 +91,16 @@ class Tactic(abc.ABC):
         """The same without that, for a neighbour whose kernels don't keep these rules."""
         return {**config, "pdl": False} if self.overlaps(config) else config
 
+    def writes_over(self, operation: Operation, config: Config) -> frozenset[int]:
+        """Positions of inputs on whose memory the first output may lie, where it has their type.
+
+        The promise: each element of such an input is read by the one program that writes the same
+        element of the output, before it writes it, and by nobody else. A residual that is added in
+        the epilogue is such an input; what a convolution slides its window over is not. None
+        unless a tactic says so: a library has to promise it.
+        """
+        return frozenset()
+
     @abc.abstractmethod
     def bind(
         self,
@@ -105,7 +115,21 @@ class Tactic(abc.ABC):
 
         Args:
             inputs: with the strides of `operation`; constants as `pack` gave them.
-            outputs: with the strides of `operation`, to be written whole; they overlap no input.
+            outputs: with the strides of `operation`, to be written whole; they overlap no input,
+                but that the first may lie on one of `writes_over`.
             workspace: uint8, at least `workspace(...)` bytes, 256-byte aligned; None for 0.
             state: uint8, `state(...)` bytes, 256-byte aligned; None for 0.
         """
+
+
+def may_write_over(tactic: Tactic, operation: Operation, config: Config) -> frozenset[int]:
+    """Positions of the inputs whose memory the first output may be given: computed tensors of its
+    type that the tactic writes over. None where its kernels start before the one ahead has ended,
+    which may still read them."""
+    if tactic.overlaps(config):
+        return frozenset()
+    return frozenset(
+        position
+        for position in tactic.writes_over(operation, config) - operation.constants
+        if position < len(operation.inputs) and operation.inputs[position] == operation.outputs[0]
+    )

@@ -113,6 +113,10 @@ class CublasLt(Tactic):
             packed[2] = bias.to(weight.dtype).contiguous()
         return packed
 
+    def writes_over(self, operation: Operation, config: Config) -> frozenset[int]:
+        """Z where the output starts as that; elsewhere the product is written before it is read."""
+        return frozenset({3}) if config["epilogue"] == "accumulated" else frozenset()
+
     def bind(
         self,
         operation: Operation,

@@ -74,6 +74,10 @@ class CudnnFused(Tactic):
             packed[2] = bias.to(weight.dtype).contiguous()
         return packed
 
+    def writes_over(self, operation: Operation, config: Config) -> frozenset[int]:
+        """Z where the result is copied from a tensor of torch's."""
+        return frozenset({3}) if config["epilogue"] == "fused" else frozenset()
+
     def bind(
         self,
         operation: Operation,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 from peregrine.compiler.attributes import torch_dtype
 from peregrine.compiler.cost import cost, roofline_s
 from peregrine.compiler.operation import Operation
+from peregrine.compiler.operators import DOMAIN
 from peregrine.compiler.tactics.base import Config, Device, Launch, Tactic
 from peregrine.compiler.torch_ops import registry
 from peregrine.errors import Unsupported
@@ -52,6 +53,13 @@ class TorchOps(Tactic):
         dtype = next((t.dtype for t in operation.outputs if t.dtype), "float32")
         floor = roofline_s(cost(operation), device, dtype=dtype, tf32=operation.tf32)
         return _KERNELS * floor + _LAUNCH_S[device.is_cuda]
+
+    def writes_over(self, operation: Operation, config: Config) -> frozenset[int]:
+        """All inputs of a fused operator: it computes tensors of its own, and copies them to the
+        outputs when it needs its inputs no more. A standard one may answer with a view."""
+        if operation.operator.startswith(DOMAIN):
+            return frozenset(range(len(operation.inputs)))
+        return frozenset()
 
     def bind(
         self,

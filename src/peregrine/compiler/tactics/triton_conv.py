@@ -98,6 +98,11 @@ class TritonConv(Tactic):
             return 0
         return 4 * tiling.tiles(read_layer(operation).product)
 
+    def writes_over(self, operation: Operation, config: Config) -> frozenset[int]:
+        """Z: of a tile it is read by the program that finishes the tile, and tiles share nothing.
+        Where K is split, that is the last program or one of the second kernel."""
+        return frozenset({3})
+
     def bind(
         self,
         operation: Operation,

@@ -101,6 +101,10 @@ class TritonPointwisePair(Tactic):
             packed[5] = pack_bias(b2, sizes.block_p)
         return packed
 
+    def writes_over(self, operation: Operation, config: Config) -> frozenset[int]:
+        """Z by Y1: a program reads and writes all channels of its pixels, block by block."""
+        return frozenset({3})
+
     def bind(
         self,
         operation: Operation,
