@@ -77,14 +77,15 @@ class Executable:
 
     def outputs(self) -> tuple[torch.Tensor, ...]:
         """What the last inference wrote; overwritten by the next one."""
-        return tuple(self._read(name) for name in self.plan.outputs)
+        return tuple(self.read(name) for name in self.plan.outputs)
 
-    def launch(self) -> None:
-        """Start one inference of what the inputs hold, step by step, on the current stream."""
+    def launch(self, steps: slice = slice(None)) -> None:
+        """Start one inference of what the inputs hold, step by step, on the current stream; or
+        some of its steps, which find what those before them left."""
         import torch
 
         with torch.inference_mode():
-            for call in self._calls:
+            for call in self._calls[steps]:
                 call(self._environment)
 
     def start(self) -> None:
@@ -156,7 +157,13 @@ class Executable:
             elif tensor.place in (Place.INPUT, Place.OUTPUT):
                 self._fixed[tensor.name] = view(self._blocks[tensor.buffer or tensor.name], tensor)
 
-    def _read(self, name: str) -> torch.Tensor:
+    def read(self, name: str) -> torch.Tensor:
+        """What a tensor of the plan holds now. Its memory may be another's by the time that a later
+        step has run.
+
+        Raises:
+            Unsupported: no step has computed it.
+        """
         if name in self._fixed:
             return self._fixed[name]
         found = self._environment.get(name)
