@@ -179,6 +179,7 @@ class NativeSession(Session):
 
     def _use(self, sizes: Mapping[str, int]) -> None:
         """Make the plan of these sizes the one that runs."""
+        from peregrine.compiler.device_memory import release
         from peregrine.compiler.runtime import Executable
 
         key = tuple(sorted(sizes.items()))
@@ -192,6 +193,9 @@ class NativeSession(Session):
             while len(self._executables) >= _PLANS_KEPT:
                 self._executables.pop(next(iter(self._executables))).close()
             lowered = self._lowered[key]
+            if self._target.is_cuda:
+                # Or it would lie in pieces of what tuning has left, which could then not be freed.
+                release(self._target.device)
             found = Executable(lowered.plan, lowered.weights, self._target.device)
             self._staged = {}
         elif found is not self._current:
