@@ -8,6 +8,7 @@ tells how they compare: who picks and who judges are not the same figures.
     python benchmarks/peers_h200.py --out results/h200/peers
     python benchmarks/peers_h200.py --networks resnet50 --batches 1,256 --time-limit 280 --out ...
 
+Several of these may run on one GPU: they build side by side, and take turns at timing.
 A backend that lives in an environment of its own (`peregrine env add torchtrt --site DIR --backend
 torch_tensorrt --backend peer_torch_tensorrt`) runs in it. One JSON a case.
 """
@@ -27,6 +28,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+from peregrine.harness.turns import Turns
 
 NETWORKS = "resnet18,resnet34,resnet50,resnet101,resnet152,mobilenet_v2,squeezenet1_0,squeezenet1_1"
 OURS = (
@@ -48,6 +51,8 @@ _HERE = Path(__file__).parent / "peers"
 _PEERS = (_HERE / "cuda", _HERE)
 _WRITTEN_BY_HAND = ("peer_", "by_hand")
 _AT_MOST = 1.02
+_TRIAL_ROUNDS, _HOPELESS = 3, 1.5
+"""A row that after so many rounds takes so many times the fastest is timed no more."""
 _ROUND_S = 0.06
 """Seconds of back-to-back inferences of one row in one round."""
 
@@ -254,18 +259,15 @@ def case(
         others = [p for p in processes if p not in alone]
         with ThreadPoolExecutor() as pool:
             list(pool.map(lambda p: p.build(home, batch, device), others))
+        turns = Turns(device)
         for process in alone:
-            process.build(home, batch, device)
+            with turns.take(timed=True):
+                process.build(home, batch, device)
         for process in processes:
             if not process.runs:
                 _say(f"  {process.row}: {process.facts['refused'][:200]}")
-        order = random.Random(0)
-        racing = [p for p in processes if p.runs]
-        for _ in range(options.rounds):
-            order.shuffle(racing)
-            for process in racing:
-                if process.runs:
-                    process.turn()
+        with turns.take(timed=True):
+            race([p for p in processes if p.runs], options.rounds)
         return {
             "network": network,
             "batch": batch,
@@ -275,6 +277,22 @@ def case(
     finally:
         for process in processes:
             process.close()
+
+
+def race(racing: list[Process], rounds: int) -> None:
+    """Rounds in which each row has its turn, in a new order each time; rows that are far behind
+    leave early."""
+    order = random.Random(0)
+    for done in range(rounds):
+        if done == _TRIAL_ROUNDS:
+            times = {p.row: statistics.median(r["latency_ms"] for r in p.rounds) for p in racing}
+            limit = _HOPELESS * min(times.values(), default=0.0)
+            racing = [p for p in racing if times[p.row] <= limit]
+        order.shuffle(racing)
+        for process in list(racing):
+            process.turn()
+            if not process.runs:
+                racing.remove(process)
 
 
 def verdict(record: dict[str, Any], figure: str) -> dict[str, Any] | None:
@@ -287,19 +305,23 @@ def verdict(record: dict[str, Any], figure: str) -> dict[str, Any] | None:
     hand = [row for row in timed if row["row"].startswith(_WRITTEN_BY_HAND)]
     if not ours or not hand:
         return None
-    half = len(timed[0][figure]) // 2
+    half = max(len(row[figure]) for row in timed) // 2
 
+    # Who left early has the time that it had.
     def early(row: dict[str, Any]) -> float:
         first: list[float] = row[figure][:half]
         return statistics.median(first)
 
     winner, best = min(ours, key=early), min(hand, key=early)
-    ratio = paired_ratio(winner[figure][half:], best[figure][half:])
+    shared = min(len(winner[figure]), len(best[figure]))
+    begin = half if shared > half + 1 else 0  # one of them left early, far behind
+    own, other = winner[figure][begin:shared], best[figure][begin:shared]
+    ratio = paired_ratio(own, other)
     return {
         "winner": winner["row"],
-        "winner_ms": statistics.median(winner[figure][half:]),
+        "winner_ms": statistics.median(own),
         "by_hand": best["row"],
-        "by_hand_ms": statistics.median(best[figure][half:]),
+        "by_hand_ms": statistics.median(other),
         "ratio": ratio.mean,
         "ratio_ci95": (ratio.low, ratio.high),
     }

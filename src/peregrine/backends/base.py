@@ -100,6 +100,9 @@ class Backend(abc.ABC):
     name: ClassVar[str]
     distributions: ClassVar[tuple[str, ...]] = ()
     """PyPI distributions whose versions decide what this backend does; recorded in every row."""
+    times_kernels: ClassVar[bool] = False
+    """Whether it chooses kernels by timing them on the device, when it builds or first runs:
+    nothing else may be busy there meanwhile."""
 
     @abc.abstractmethod
     def available(self) -> Support:

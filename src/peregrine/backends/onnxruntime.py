@@ -58,6 +58,7 @@ class OnnxRuntimeBackend(Backend):
     """A row per provider as its variant, and a few rows for the CPU's."""
 
     name: ClassVar[str] = "onnxruntime"
+    times_kernels: ClassVar[bool] = True  # the CUDA provider searches cuDNN's algorithms
 
     @property
     def distributions(self) -> tuple[str, ...]:  # type: ignore[override]

@@ -205,6 +205,10 @@ class RaceOptions:
     ] = False
 
     threads: Annotated[int, _limits("--threads", help="Compute threads; 0: physical cores.")] = 0
+    jobs: Annotated[
+        int,
+        _limits("--jobs", help="Rows built at a time on a GPU; each is timed alone."),
+    ] = 1
     timeout: Annotated[
         float, _limits("--timeout", metavar="S", help="Longest step of one worker, seconds.")
     ] = 600.0
@@ -268,6 +272,7 @@ class RaceOptions:
             "allow_fallback": self.allow_fallback,
             "engine_cache": not self.no_cache,
             "threads": self.threads,
+            "jobs": self.jobs,
             "timeout_s": self.timeout,
             "worker_memory_mb": parse_size_mb(self.worker_memory) if self.worker_memory else 0.0,
             "command": shlex.join(["peregrine", *_from_anywhere(sys.argv[1:])]),

@@ -70,6 +70,7 @@ class SuiteOptions:
         ),
     ] = None
     threads: Annotated[int, _limits("--threads", help="Compute threads; 0: physical cores.")] = 0
+    jobs: Annotated[int, _limits("--jobs", help="Rows built at a time on a GPU.")] = 1
     keep: Annotated[
         bool, output("--keep", help="Keep inputs, weights and engines of finished races.")
     ] = False
@@ -86,6 +87,7 @@ class SuiteOptions:
             "input_specs": tuple(self.inputs or ()),
             "seed": self.seed,
             "threads": self.threads,
+            "jobs": self.jobs,
             "min_runs": self.runs,
             "limit_memory_mb": parse_size_mb(self.limit_memory) if self.limit_memory else None,
         }

@@ -152,7 +152,7 @@ def assemble(run: RunDirectory) -> Report:
         final_rounds=found.rounds,
         warnings=(
             *_not_raced(found, rows, request.objective),
-            *_warnings(found, rows, request.min_runs),
+            *_warnings(found, rows, request.min_runs, request.jobs),
         ),
         complete=bool(found.finished),
         command=request.command,
@@ -198,8 +198,10 @@ def _versions(rows: list[CandidateResult]) -> dict[str, str]:
     return dict(sorted(versions.items()))
 
 
-def _warnings(found: Findings, rows: list[CandidateResult], runs: int) -> tuple[str, ...]:
-    """`runs`: how many samples were asked for."""
+def _warnings(
+    found: Findings, rows: list[CandidateResult], runs: int, jobs: int
+) -> tuple[str, ...]:
+    """`runs`: how many samples were asked for; `jobs`: how many rows were built at a time."""
     said = []
     machine = found.machine
     if machine and machine.load_average is not None:
@@ -210,6 +212,11 @@ def _warnings(found: Findings, rows: list[CandidateResult], runs: int) -> tuple[
                 f"{machine.physical_cores} cores): absolute times are high; the final's ratios "
                 "were measured in turns and stand."
             )
+    if jobs > 1:
+        said.append(
+            f"{jobs} rows were built at a time: a build took longer than it does alone, and what "
+            "was timed outside the final may have met the GPU busy for moments."
+        )
     for row in rows:
         if row.status is not Status.OK:
             continue

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ class Graphs:
         self._model = model
         self._request = request
         self._refused: dict[str, PeregrineError] = {}
+        self._making = threading.Lock()
 
     def directory(self, name: str) -> Path:
         """The model directory of a graph that was made."""
@@ -55,6 +57,10 @@ class Graphs:
         """
         if not name:
             return None
+        with self._making:  # once, whichever row asks first
+            return self._make(name)
+
+    def _make(self, name: str) -> Conversion:
         if (made := self.record(name)) is not None:
             return made
         if name in self._refused:

@@ -32,6 +32,7 @@ from peregrine.errors import (
     WorkerTimeout,
 )
 from peregrine.harness.memory import MIB
+from peregrine.harness.turns import Turns
 from peregrine.harness.watch import tree_mb
 
 # Makes the package importable, and nothing else of the directory it lies in: the worker's
@@ -66,6 +67,7 @@ class Worker:
         log: Path,
         memory_limit_mb: float = float("inf"),
         scratch: Path | None = None,
+        turns: Turns | None = None,
     ) -> None:
         """Start the process. Returns at once; the first `call` finds out if it came up.
 
@@ -75,12 +77,14 @@ class Worker:
             memory_limit_mb: resident MiB of the worker and its children; more is a kill.
             scratch: directory for temporary files, deleted with the worker: what a compiler
                 leaves behind when it is killed would else fill the system's.
+            turns: of the device that others may be timing on.
         """
         self.log = log
         self.memory_limit_mb = memory_limit_mb
         self.peak_seen_mb = 0.0
         self._killed = False
         self._scratch = scratch
+        self._turns = turns
         log.parent.mkdir(parents=True, exist_ok=True)
         answers, worker_end = os.pipe()
         environment = {**os.environ, **interpreter.env}
@@ -139,6 +143,12 @@ class Worker:
             PeregrineError: the error the worker raised, as the same class.
             WorkerCrashed, WorkerTimeout, WorkerOutOfMemory: it did not answer.
         """
+        with self._turns.take(timed=quiet) if self._turns else contextlib.nullcontext():
+            return self._call(command, timeout_s, quiet, arguments)
+
+    def _call(
+        self, command: str, timeout_s: float, quiet: bool, arguments: Mapping[str, Any]
+    ) -> dict[str, Any]:
         assert self._process.stdin is not None
         request = json.dumps({"command": command, "arguments": arguments}).encode() + b"\n"
         if self._killed:
@@ -169,6 +179,8 @@ class Worker:
                         fix="Allow more with --timeout SECONDS, or leave the candidate out "
                         "with --skip.",
                     )
+                if self._killed:  # by another thread, as when the race is interrupted
+                    raise WorkerCrashed(f"The worker was killed during `{command}`.")
                 if selector.select(min(poll, remaining)):
                     chunk = os.read(self._answers.fileno(), 1 << 16)
                     if not chunk:

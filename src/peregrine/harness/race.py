@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,7 +42,7 @@ from peregrine.harness.request import Request
 from peregrine.harness.rundir import SCRATCH, RunDirectory
 from peregrine.harness.trial import Setting, run_trial
 from peregrine.model.model import MODEL_FILE, Model
-from peregrine.results import FinalRound, Report, Status
+from peregrine.results import CandidateResult, FinalRound, Report, Status
 from peregrine.select import Goal, rank
 from peregrine.types import Candidate, Feeds
 from peregrine.validate import Thresholds
@@ -189,17 +193,10 @@ class _Race:
         self.tell(Planned(tuple(c.id for c in plan.coarse)))
         for row in findings(run).candidates:
             self.tell(CandidateDone(row))
-        for candidate in (*plan.coarse, *plan.fine):
-            if candidate.id in done or self.left_out(plan, candidate):
-                continue
-            self.tell(CandidateStarted(candidate.id))
-            row = run_trial(setting, candidate, partial(self.phase, candidate.id))
-            repaired = None
-            if can_be_repaired(setting, row):
-                row, repaired = repair_row(setting, row, self.phase)
-            for found in (repaired, row):
-                # The failed row last: with it on disk, a resumed race goes on behind both.
-                if found is not None:
+        for wave in (plan.coarse, plan.fine):
+            todo = (c for c in wave if c.id not in done and not self.left_out(plan, c))
+            with closing(self.raced(setting, todo)) as raced:
+                for found in itertools.chain.from_iterable(raced):
                     run.append("candidate", found)
                     self.tell(CandidateDone(found))
         if not plan.candidates:
@@ -208,6 +205,35 @@ class _Race:
                 why="\n".join(f"{r.id}: {r.reason}" for r in plan.absent),
                 fix=next((r.fix for r in plan.absent if r.fix), "Run `peregrine doctor`."),
             )
+
+    def raced(
+        self, setting: Setting, candidates: Iterable[Candidate]
+    ) -> Generator[list[CandidateResult]]:
+        """The rows of each candidate as it is done, `request.jobs` of them at work at a time."""
+        if self.request.jobs == 1:
+            yield from (self.row(setting, candidate) for candidate in candidates)
+            return
+        pool = ThreadPoolExecutor(self.request.jobs)
+        jobs = [pool.submit(self.row, setting, candidate) for candidate in candidates]
+        try:
+            for job in as_completed(jobs):
+                yield job.result()
+        finally:  # of an interrupted race too: what is at work then ends by its worker's death
+            pool.shutdown(wait=False, cancel_futures=True)
+            while not all(job.done() for job in jobs):
+                for worker in list(setting.workers):
+                    worker.kill()
+                time.sleep(0.05)
+
+    def row(self, setting: Setting, candidate: Candidate) -> list[CandidateResult]:
+        """A candidate's row, behind that of its repaired graph where there is one: with the
+        failed row on disk, a resumed race goes on behind both."""
+        self.tell(CandidateStarted(candidate.id))
+        row = run_trial(setting, candidate, partial(self.phase, candidate.id))
+        repaired = None
+        if can_be_repaired(setting, row):
+            row, repaired = repair_row(setting, row, self.phase)
+        return [row] if repaired is None else [repaired, row]
 
     def left_out(self, plan: Plan, candidate: Candidate) -> bool:
         """Whether a setting is too far from winning to be worth its time."""

@@ -85,6 +85,8 @@ class Request:
     worker_memory_mb: float = 0.0
     """Resident MiB of a worker; 0 leaves a tenth of what is available to the rest."""
     final_rounds: int = 17
+    jobs: int = 1
+    """Rows that are built and judged at the same time; each is timed alone. For a GPU."""
     engine_cache: bool = True
     """Take an engine that an earlier race kept, where it is valid here, and keep those built.
     False builds every one anew, and keeps none."""
@@ -113,6 +115,12 @@ class Request:
             raise OptionError(
                 "A race needs at least 1 run a measurement and 3 final rounds.",
                 fix="Raise --runs or --rounds.",
+            )
+        if self.jobs < 1 or (self.jobs > 1 and not self.device.startswith("cuda")):
+            raise OptionError(
+                f"Rows cannot be built {self.jobs} at a time on {self.device}.",
+                why="On a CPU a build takes the processors that another row is timed on.",
+                fix="Use --jobs for a GPU, with 1 or more; or leave it out.",
             )
         self._check_accuracy()
 

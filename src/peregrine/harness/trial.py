@@ -8,9 +8,10 @@ import datetime
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 from peregrine.backends import registry
 from peregrine.engines import Kept
@@ -31,6 +32,7 @@ from peregrine.harness.process import Worker
 from peregrine.harness.reference import Judging
 from peregrine.harness.request import Request
 from peregrine.harness.rundir import SCRATCH, RunDirectory, slug
+from peregrine.harness.turns import Turns
 from peregrine.harness.watch import available_mb
 from peregrine.model.model import Model
 from peregrine.objective import memory_mb
@@ -66,6 +68,8 @@ class Setting:
     request: Request
     judging: Judging
     graphs: Graphs
+    workers: WeakSet[Worker] = field(default_factory=WeakSet)
+    """Those that were started, so that an interrupted race can end them."""
 
     @property
     def judge(self) -> Judge:
@@ -82,12 +86,16 @@ class Setting:
     def start(self, candidate: Candidate, purpose: str = "") -> Worker:
         """A worker in the interpreter of the candidate's backend."""
         name = slug(candidate.id) + (f".{purpose}" if purpose else "")
-        return Worker(
+        times_kernels = registry.get(candidate.backend).times_kernels
+        worker = Worker(
             interpreter_for(candidate.backend),
             log=self.run.file("logs", f"{name}.log"),
             memory_limit_mb=self.memory_limit_mb,
             scratch=self.run.file(SCRATCH, name),
+            turns=Turns(self.request.device, times_kernels=times_kernels),
         )
+        self.workers.add(worker)
+        return worker
 
     def open(
         self,

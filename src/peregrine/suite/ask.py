@@ -55,6 +55,8 @@ class Ask:
     measure_max_s: float = 1.5
     final_rounds: int = 5
     timeout_s: float = 300.0
+    jobs: int = 1
+    """Rows built at a time; for a GPU, and no part of what the CPU measures."""
 
     def __post_init__(self) -> None:
         if self.suite not in OF_SUITE:
@@ -139,6 +141,7 @@ class Ask:
             measure_max_s=self.measure_max_s,
             final_rounds=self.final_rounds,
             timeout_s=self.timeout_s,
+            jobs=self.jobs if race.device.startswith("cuda") else 1,
             command=command,
         )
 
