@@ -64,7 +64,7 @@ def test_every_step_of_a_network_is_right_alone_and_in_a_graph(device, tmp_path)
     precision = Precision.FP16 if device != "cpu" else Precision.FP32
     candidate = Candidate("native", precision=precision)
     target = Target(device, Profile.fixed(model.sizes(2)))
-    tuner = InTorch(make_tuner(candidate, target))
+    tuner = InTorch(make_tuner(target))
     lowered = build_plan(model, model.sizes(2), precision, tuner)
     reference = Executable(lowered.plan, lowered.weights, device)
     with NativeBackend().compile(model, candidate, target) as session:

@@ -12,12 +12,12 @@ import torch
 from onnx.reference import ReferenceEvaluator
 
 from peregrine.compiler.autotune import Autotuner
-from peregrine.compiler.lower import Choice, lower, serialised
+from peregrine.compiler.lower import lower
 from peregrine.compiler.lowered import Lowered
-from peregrine.compiler.plan import Place, Timed
+from peregrine.compiler.plan import Place
 from peregrine.compiler.runtime import Executable
 from peregrine.compiler.tactics import registry
-from peregrine.compiler.tactics.base import Device, Tactic
+from peregrine.compiler.tactics.base import Device
 from peregrine.errors import Unsupported
 from peregrine.types import Array
 
@@ -227,24 +227,3 @@ def test_an_unknown_operator_is_refused_by_name() -> None:
             '<ir_version: 10, opset_import: ["" : 21, "elsewhere" : 1]>'
             "agraph (float[2] x) => (float[2] y) { y = elsewhere.NoSuchThing(x) }"
         )
-
-
-def test_no_kernel_starts_early_beside_a_library() -> None:
-    ours, theirs = registry.get("triton_conv"), registry.get("cudnn_graph")
-
-    def choice(tactic: Tactic, **config: bool) -> Choice:
-        return Choice(tactic, Timed(tactic=tactic.name, config=config))
-
-    early = choice(ours, pdl=True)
-    given = [early, early, choice(theirs), early, early, choice(ours, pdl=False), early]
-    found = serialised(given)
-    assert [c.chosen.config.get("pdl") for c in found] == [
-        True,
-        False,
-        None,
-        False,
-        False,
-        False,
-        False,
-    ]
-    assert found[0] is early

@@ -34,11 +34,9 @@ if TYPE_CHECKING:
     from peregrine.compiler.runtime import Executable
 
 _CUDA = (Precision.FP32, Precision.TF32, Precision.FP16, Precision.BF16)
-DEFAULTS: dict[str, object] = {"overlap": False}
-"""`overlap`: kernels start before the one ahead has ended (programmatic dependent launch), 0.5 us a
-step less in a CUDA graph on an H200. Only on request: there, graphs of ResNet-50, MobileNetV2 and
-SqueezeNet at batch 1 gave wrong outputs with it; ResNet-50's was right without, the others were not
-run without."""
+DEFAULTS: dict[str, object] = {"overlap": True}
+"""`overlap`: kernels may start before the one ahead has ended (programmatic dependent launch), in
+plans that give the same outputs with it, bit by bit, and are faster (`compiler.overlap`)."""
 _PLANS_KEPT = 4
 """Sizes whose tensors stay on the device; others are built again when they come."""
 
@@ -186,10 +184,8 @@ class NativeSession(Session):
         found = self._executables.pop(key, None)
         if found is None:
             if key not in self._lowered:
-                self._tuner = self._tuner or make_tuner(self._candidate, self._target)
-                self._lowered[key] = _lower(
-                    self._model, sizes, self._candidate.precision, self._tuner
-                )
+                self._tuner = self._tuner or make_tuner(self._target)
+                self._lowered[key] = _lower(self._model, sizes, self._candidate, self._tuner)
             while len(self._executables) >= _PLANS_KEPT:
                 self._executables.pop(next(iter(self._executables))).close()
             lowered = self._lowered[key]
@@ -262,16 +258,12 @@ class NativeBackend(Backend):
         for precision in _CUDA if target.is_cuda else _CUDA[:1]:
             yield Candidate(self.name, precision=precision)
 
-    def on_request(self, model: Model, target: Target) -> Iterator[Candidate]:
-        for precision in _CUDA if target.is_cuda else ():
-            yield Candidate(self.name, precision=precision, options={"overlap": True})
-
     def compile(self, model: Model, candidate: Candidate, target: Target) -> NativeSession:
         check_graph(candidate, model)
         _check(candidate, target)
-        tuner = make_tuner(candidate, target)
+        tuner = make_tuner(target)
         sizes = target.profile.opt
-        lowered = _lower(model, sizes, candidate.precision, tuner)
+        lowered = _lower(model, sizes, candidate, tuner)
         key = tuple(sorted(sizes.items()))
         return NativeSession(model, candidate, target, {key: lowered}, tuner)
 
@@ -325,8 +317,8 @@ class NativeBackend(Backend):
         return NativeSession(model, candidate, target, lowered)
 
 
-def make_tuner(candidate: Candidate, target: Target) -> Autotuner:
-    """An autotuner as a candidate's options want it, with the timing cache of this device."""
+def make_tuner(target: Target) -> Autotuner:
+    """An autotuner with the timing cache of this device."""
     import torch
 
     from peregrine.compiler.autotune import Autotuner
@@ -335,23 +327,27 @@ def make_tuner(candidate: Candidate, target: Target) -> Autotuner:
     from peregrine.compiler.timings import TimingCache
     from peregrine.store import cache_directory
 
-    options = options_of(candidate, DEFAULTS)
     if not target.is_cuda:
         torch.set_num_threads(threads_of(target))
     here = fingerprint(target.device)
     cache = TimingCache.open(cache_directory("timings"), here) if target.is_cuda else None
-    return Autotuner(describe(target.device), cache, overlap=bool(options["overlap"]))
+    return Autotuner(describe(target.device), cache)
 
 
 def _lower(
-    model: Model, sizes: Mapping[str, int], precision: Precision, tuner: Autotuner
+    model: Model, sizes: Mapping[str, int], candidate: Candidate, tuner: Autotuner
 ) -> Lowered:
     """The weights are left on the CPU: between the tensors of trials they would lie in blocks that
     could then not be freed."""
     from peregrine.compiler.build import build
+    from peregrine.compiler.overlap import overlapped
 
+    options = options_of(candidate, DEFAULTS)
     try:
-        return build(model, sizes, precision, tuner).on("cpu")
+        lowered = build(model, sizes, candidate.precision, tuner)
+        if options["overlap"]:
+            lowered = overlapped(lowered, tuner.device)
+        return lowered.on("cpu")
     finally:
         tuner.flush()  # what was measured before a failure, too
         tuner.release()

@@ -75,7 +75,6 @@ class Autotuner:
         cache: TimingCache | None = None,
         *,
         tactics: Sequence[Tactic] | None = None,
-        overlap: bool = False,
         seed: int = 0,
     ) -> None:
         """
@@ -84,7 +83,6 @@ class Autotuner:
             cache: timings of earlier builds; None measures everything and keeps nothing.
             tactics: who competes; by default all there are on a GPU, and on a CPU, where nothing is
                 measured, `torch_ops` alone.
-            overlap: kernels may start before the one ahead has ended (`kernels.pdl`).
             seed: of the inputs that are compared.
         """
         self.device = device
@@ -92,7 +90,6 @@ class Autotuner:
         if tactics is None:
             tactics = registry.tactics() if device.is_cuda else (registry.torch_ops(),)
         self._tactics = tuple(tactics)
-        self._overlap = overlap
         self._seed = seed
         self._known: dict[str, Choice] = {}
         self.measured = 0
@@ -167,16 +164,13 @@ class Autotuner:
         if self._cache is not None:
             known = _by_tactic(contenders).keys() - _by_tactic(unknown).keys()
             for name in sorted(known):
-                found += self._cache.get(self._key(registry.get(name), operation)) or ()
+                found += self._cache.get(timing_key(registry.get(name), operation)) or ()
         measured = self._compete(operation, unknown) if unknown else []
         if self._cache is not None:
             for name in _by_tactic(unknown):
                 own = tuple(timed for timed in measured if timed.tactic == name)
-                self._cache.put(self._key(registry.get(name), operation), own)
+                self._cache.put(timing_key(registry.get(name), operation), own)
         return found + measured
-
-    def _key(self, tactic: Tactic, operation: Operation) -> str:
-        return timing_key(tactic, operation) + (" overlap" if self._overlap else "")
 
     def _without_timings(
         self, operation: Operation, contenders: Sequence[_Contender]
@@ -186,7 +180,7 @@ class Autotuner:
         return [
             contender
             for contender in contenders
-            if self._cache.get(self._key(contender.tactic, operation)) is None
+            if self._cache.get(timing_key(contender.tactic, operation)) is None
         ]
 
     def _contenders(self, operation: Operation) -> list[_Contender]:
@@ -201,8 +195,8 @@ class Autotuner:
                 refusals.append(f"{tactic.name}: {support.reason}")
                 continue
             configs = tactic.configs(operation, self.device)
-            if not self._overlap:
-                configs = [tactic.serial(config) for config in configs]
+            # Which kernels start early is decided for a whole plan (`compiler.overlap`).
+            configs = [tactic.serial(config) for config in configs]
             found += [
                 _Contender(tactic, config, tactic.predict(operation, config, self.device))
                 for config in configs

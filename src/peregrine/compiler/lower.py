@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
@@ -124,8 +123,7 @@ class _Scope:
         for index, draft in enumerate(drafts):
             progress(index, len(drafts), draft.operation.operator)
             choices.append(self._chooser.choose(draft.operation))
-        self._compile(drafts, apart := serialised(choices), choices)
-        for draft, choice in zip(drafts, apart, strict=True):
+        for draft, choice in zip(drafts, choices, strict=True):
             self._step(draft, choice)
         for value in self._graph.outputs:
             self._outputs.append(self._output(value))
@@ -203,20 +201,6 @@ class _Scope:
         return {PLAN: msgspec.to_builtins(lowered.plan), CAPTURES: list(scope._captured)}
 
     # Steps
-
-    def _compile(
-        self, drafts: Sequence[_Drafted], changed: Sequence[Choice], was: Sequence[Choice]
-    ) -> None:
-        """Compile, on all processors, the kernels that `serialised` has changed."""
-        device = self._chooser.device
-        jobs = [
-            (new.tactic, draft.operation, new.chosen.config)
-            for draft, new, old in zip(drafts, changed, was, strict=True)
-            if new is not old
-        ]
-        with ThreadPoolExecutor(max_workers=max(1, len(jobs))) as pool:
-            for done in [pool.submit(t.compile, op, [c], device) for t, op, c in jobs]:
-                done.result()
 
     def _step(self, draft: _Drafted, choice: Choice) -> None:
         operation = draft.operation
@@ -341,7 +325,7 @@ class _Scope:
             "ai.onnx.Identity", {}, (source,), (kind,), frozenset(constants), self._opset
         )
         self._chooser.prepare([operation])
-        (choice,) = serialised([self._chooser.choose(operation)])
+        choice = self._chooser.choose(operation)
         self._step(_Drafted(node, operation, constants), choice)
         node.replace_input_with(0, None)
         return copy
@@ -390,27 +374,6 @@ class _Scope:
             workspace=max((step.workspace for step in self._steps), default=0),
             state=sum(step.state for step in self._steps),
         )
-
-
-def serialised(choices: Sequence[Choice]) -> list[Choice]:
-    """The choices of a plan in order, without programmatic dependent launch beside a library's
-    kernels.
-
-    A library may launch its own kernels that way, and trusts that the kernel ahead lets them start
-    only when its results are there; ours let the next one start early, and it waits by itself. In
-    a CUDA graph of ResNet-50 at batch 1 on an H200, cuDNN between two of ours read results that
-    were not there yet.
-    """
-    overlapping = [choice.tactic.overlaps(choice.chosen.config) for choice in choices]
-    found = []
-    for index, choice in enumerate(choices):
-        beside = overlapping[max(0, index - 1) : index + 2]
-        if overlapping[index] and not all(beside):
-            config = dict(choice.tactic.serial(choice.chosen.config))
-            chosen = msgspec.structs.replace(choice.chosen, config=config)
-            choice = replace(choice, chosen=chosen)
-        found.append(choice)
-    return found
 
 
 def _sources(node: ir.Node) -> tuple[str, ...]:

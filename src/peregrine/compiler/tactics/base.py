@@ -82,14 +82,18 @@ class Tactic(abc.ABC):
         (the counters of a split reduction)."""
         return 0
 
-    def overlaps(self, config: Config) -> bool:
-        """Whether its kernels start before the one ahead has ended, by the rules of
+    def can_overlap(self, config: Config) -> bool:
+        """Whether its kernels may start before the one ahead has ended: they keep the rules of
         `kernels.pdl`."""
-        return bool(config.get("pdl", False))
+        return "pdl" in config
+
+    def early(self, config: Config) -> Config:
+        """The same with kernels that start before the one ahead has ended, where they can."""
+        return {**config, "pdl": True} if self.can_overlap(config) else config
 
     def serial(self, config: Config) -> Config:
-        """The same without that, for a neighbour whose kernels don't keep these rules."""
-        return {**config, "pdl": False} if self.overlaps(config) else config
+        """The same with kernels that start when the one ahead has ended."""
+        return {**config, "pdl": False} if self.can_overlap(config) else config
 
     def writes_over(self, operation: Operation, config: Config) -> frozenset[int]:
         """Positions of inputs on whose memory the first output may lie, where it has their type.
@@ -124,10 +128,8 @@ class Tactic(abc.ABC):
 
 def may_write_over(tactic: Tactic, operation: Operation, config: Config) -> frozenset[int]:
     """Positions of the inputs whose memory the first output may be given: computed tensors of its
-    type that the tactic writes over. None where its kernels start before the one ahead has ended,
-    which may still read them."""
-    if tactic.overlaps(config):
-        return frozenset()
+    type that the tactic writes over. Kernels that start early write nothing before the ones ahead
+    have ended."""
     return frozenset(
         position
         for position in tactic.writes_over(operation, config) - operation.constants

@@ -1,0 +1,138 @@
+"""Programmatic dependent launch of a whole plan: kept where the outputs stay the same and it pays.
+
+Kernels that keep the rules of `kernels.pdl` may start before the one ahead of them has ended. What
+can go wrong there is a read of what is not written yet. A tactic's own check cannot see that, since
+it reads the same inputs again and again; so the plan is compared with itself as a whole, as it will
+run: as CUDA graphs, with inputs that change from one inference to the next, bit by bit.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from peregrine.compiler.lowered import Lowered
+from peregrine.compiler.plan import Plan, Step
+from peregrine.compiler.runtime import Executable
+from peregrine.compiler.tactics import registry
+from peregrine.compiler.tactics.base import Device
+
+if TYPE_CHECKING:
+    import torch
+
+_INFERENCES = 16
+"""That are compared."""
+_ROUNDS = 7
+_ROUND_S = 0.004
+"""Seconds of back-to-back inferences in a round."""
+_FASTER = 0.99
+"""Of the plan's time, below which it is faster."""
+
+
+def overlapped(lowered: Lowered, device: Device) -> Lowered:
+    """The plan with kernels that start early, or as it is where that is not faster, or not right.
+
+    Takes the device memory of a second plan meanwhile, and compiles the kernels that it changes.
+    A plan whose outputs do not repeat bit by bit stays as it is.
+    """
+    import torch
+
+    plan = starting_early(lowered.plan)
+    if plan == lowered.plan or not plan.capturable or device.capability < (9, 0):
+        return lowered
+    _compile(lowered.plan, plan, device)
+    executables: list[Executable] = []
+    try:
+        for one in (lowered.plan, plan):
+            executables.append(Executable(one, lowered.weights, device.name))
+            executables[-1].settle()
+        now, early = executables
+        if not (now.is_captured and early.is_captured and agree(now, early)):
+            return lowered
+        seconds, early_seconds = _seconds(now.start, early.start)
+        return replace(lowered, plan=plan) if early_seconds < _FASTER * seconds else lowered
+    except torch.OutOfMemoryError:
+        return lowered
+    finally:
+        for executable in executables:
+            executable.close()
+
+
+def starting_early(plan: Plan) -> Plan:
+    """All kernels early that can be, but for those beside a library's.
+
+    cuDNN launches some of its own kernels that way (the edges of a captured graph show it) and they
+    read at once: they trust that the kernel ahead lets them start only when its results are there,
+    while ours let the next one start early, and it waits by itself. Behind a library's kernel that
+    has not waited, the end of the kernel ahead does not mean the end of all before it.
+    """
+    able = [registry.get(step.chosen.tactic).can_overlap(step.chosen.config) for step in plan.steps]
+    steps = []
+    for index, step in enumerate(plan.steps):
+        if all(able[max(0, index - 1) : index + 2]):
+            config = registry.get(step.chosen.tactic).early(step.chosen.config)
+            chosen = msgspec.structs.replace(step.chosen, config=dict(config))
+            step = msgspec.structs.replace(step, chosen=chosen)
+        steps.append(step)
+    return msgspec.structs.replace(plan, steps=tuple(steps))
+
+
+def agree(one: Executable, other: Executable) -> bool:
+    """Whether two plans give the same outputs, bit by bit, for random inputs that change each
+    time; numbers that are none count as equal."""
+    for _ in range(_INFERENCES):
+        for name, buffer in one.inputs.items():
+            if buffer.dtype.is_floating_point:
+                buffer.normal_()
+            else:
+                buffer.random_(0, 2)
+            other.inputs[name].copy_(buffer)
+        one.start()
+        other.start()
+        if not all(map(_same, one.outputs(), other.outputs())):
+            return False
+    return True
+
+
+def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return bool(((a == b) | ((a != a) & (b != b))).all())
+
+
+def _compile(was: Plan, plan: Plan, device: Device) -> None:
+    """Compile, on all processors, the kernels of steps that have changed."""
+    changed = [new for old, new in zip(was.steps, plan.steps, strict=True) if new is not old]
+    with ThreadPoolExecutor(max_workers=len(changed)) as pool:
+        for done in [pool.submit(_compile_step, step, device) for step in changed]:
+            done.result()
+
+
+def _compile_step(step: Step, device: Device) -> None:
+    tactic = registry.get(step.chosen.tactic)
+    tactic.compile(step.operation, [step.chosen.config], device)
+
+
+def _seconds(*starts: Callable[[], None]) -> list[float]:
+    """The median time of an inference of each, in turns."""
+    rough = max(_timed(starts[0], 3), 1e-6)
+    count = max(3, min(100, int(_ROUND_S / rough)))
+    rounds = [[_timed(start, count) for start in starts] for _ in range(_ROUNDS)]
+    return [statistics.median(times) for times in zip(*rounds, strict=True)]
+
+
+def _timed(start: Callable[[], None], count: int) -> float:
+    """Seconds of one of `count` inferences back to back."""
+    import torch
+
+    begin = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    begin.record()
+    for _ in range(count):
+        start()
+    end.record()
+    end.synchronize()
+    return float(begin.elapsed_time(end)) / 1e3 / count

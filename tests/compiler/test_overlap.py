@@ -1,0 +1,148 @@
+"""Which kernels may start early, and that a plan does not whose outputs change by it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from compiler.tactics.operations import conv
+from compiler.test_lower import build
+from peregrine.compiler.lowered import Lowered
+from peregrine.compiler.operators import Window
+from peregrine.compiler.overlap import agree, overlapped, starting_early
+from peregrine.compiler.plan import Memory, Plan, Step, Timed
+from peregrine.compiler.runtime import Executable
+from peregrine.compiler.tactics.base import Device
+
+H200 = Device("cuda:0", (9, 0), 132, 7.9e14, 4.3e12)
+TEXT = """
+<ir_version: 10, opset_import: ["" : 21]>
+t (float[2, 3, 5] x, int64[2] rows) => (float[2, 3, 5] y, float[2, 3, 5] z)
+<float[1] w = {2.0}>
+{
+    taken = Gather(x, rows)
+    y = Mul(taken, w)
+    z = Sqrt(x)
+}
+"""
+
+
+def plan_of(*steps: tuple[str, dict[str, object]]) -> Plan:
+    """Args: steps: tactics with their configurations."""
+    operation = conv((1, 8, 4, 4), 8, Window((1, 1)))
+    return Plan(
+        name="t",
+        dims={},
+        precision="fp16",
+        inputs=(),
+        outputs=(),
+        tensors={},
+        steps=tuple(
+            Step(
+                name=str(index),
+                operation=operation,
+                inputs=(),
+                outputs=(),
+                chosen=Timed(tactic=tactic, config=config),
+            )
+            for index, (tactic, config) in enumerate(steps)
+        ),
+        memory=Memory(arena=0, lower_bound=0, sum_of_tensors=0, weights=0, workspace=0),
+    )
+
+
+def test_no_kernel_starts_early_beside_a_library():
+    ours, theirs = ("triton_conv", {"block_m": 64, "pdl": False}), ("cudnn_graph", {"plan": 1})
+    plan = plan_of(ours, ours, theirs, ours, ours, ours, ("torch_ops", {}), ours)
+    early = starting_early(plan)
+    found = [step.chosen.config.get("pdl") for step in early.steps]
+    assert found == [True, False, None, False, True, False, None, False]
+    assert early.steps[0].chosen.config == {"block_m": 64, "pdl": True}
+    kept = [old is new for old, new in zip(plan.steps, early.steps, strict=True)]
+    assert kept == [False, True, True, True, False, True, True, True]
+    assert starting_early(early) == early
+
+
+def executables(lowered: Lowered, other: Lowered) -> list[Executable]:
+    return [Executable(one.plan, one.weights, "cpu") for one in (lowered, other)]
+
+
+def test_plans_agree_where_all_outputs_are_the_same_and_numbers_that_are_none_too():
+    _, lowered = build(TEXT)
+    one, other = executables(lowered, lowered)
+    assert agree(one, other)
+    assert one.outputs()[1].isnan().any()  # the root of a negative number
+    for a, b in zip(one.outputs(), other.outputs(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+
+
+def test_plans_do_not_agree_where_one_is_off_by_a_bit():
+    _, lowered = build(TEXT)
+    off = {name: torch.nextafter(w, w + 1) for name, w in lowered.weights.items()}
+    assert not agree(*executables(lowered, Lowered(lowered.plan, off)))
+
+
+def test_plans_do_not_agree_where_one_reads_what_the_inference_before_left():
+    _, lowered = build(TEXT)
+    one, other = executables(lowered, lowered)
+    late = other._calls.pop()
+    last = {}
+
+    def stale(environment):
+        late(environment)
+        now = [tensor.clone() for tensor in other.outputs()]
+        for tensor, before in zip(other.outputs(), last.get("outputs", now), strict=True):
+            tensor.copy_(before)
+        last["outputs"] = now
+
+    other._calls.append(stale)
+    assert not agree(one, other)
+
+
+def test_a_plan_stays_as_it_is_where_nothing_can_start_early():
+    _, lowered = build(TEXT)
+    assert overlapped(lowered, Device("cpu")) is lowered
+    plan = plan_of(("triton_conv", {"pdl": False}))
+    for device in (Device("cpu"), Device("cuda:0", (8, 9))):
+        assert overlapped(Lowered(plan, {}), device).plan is plan
+    plan = plan_of(("cudnn_graph", {}))
+    assert overlapped(Lowered(plan, {}), H200).plan is plan
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("overlap", [True, False])
+def test_outputs_are_the_same_whether_kernels_start_early_or_not(overlap, tmp_path):
+    from peregrine.backends.native import NativeBackend
+    from peregrine.backends.pytorch import PyTorchBackend
+    from peregrine.model.inputs import random_feeds
+    from peregrine.model.load import load
+    from peregrine.types import Candidate, Precision, Profile, Target
+
+    if torch.cuda.get_device_capability() < (9, 0):
+        pytest.skip("kernels start early from compute capability 9.0 on")
+    model = load("squeezenet1_1", tmp_path / "model")
+    target = Target("cuda:0", Profile.fixed(model.sizes(1)))
+    options = {} if overlap else {"overlap": False}
+    candidate = Candidate("native", precision=Precision.FP16, options=options)
+    exact = Candidate("pytorch", "eager", Precision.FP32)
+    with (
+        NativeBackend().compile(model, candidate, target) as session,
+        PyTorchBackend().compile(model, exact, target) as reference,
+    ):
+        plan = session.executable.plan
+        early = [bool(step.chosen.config.get("pdl")) for step in plan.steps]
+        print(sum(early), "of", len(early), "steps start early")
+        assert overlap or not any(early)
+        # All kernels that can, whether that paid or not.
+        executable = Executable(starting_early(plan), session.lowered[0].weights, "cuda:0")
+        session.executable.settle()
+        executable.settle()
+        assert executable.is_captured
+        assert agree(session.executable, executable)
+        for seed in range(8):
+            feeds = random_feeds(model, 1, seed)
+            (expected,) = reference.run(feeds).values()
+            (found,) = session.run(feeds).values()
+            off = np.linalg.norm(found.astype(np.float64) - expected)
+            assert off <= 2e-2 * np.linalg.norm(expected)
