@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
@@ -269,6 +269,7 @@ def late_call(
     operation = dataclasses.replace(
         step.operation, attributes=attributes, inputs=step.operation.inputs[:formal]
     )
+    tables: dict[Hashable, Any] = {}
 
     def call(environment: Environment) -> None:
         values = {
@@ -281,7 +282,7 @@ def late_call(
             bound = {name: body.with_captured(values) for name, body in bodies.items()}
             asked = dataclasses.replace(operation, attributes={**attributes, **bound})
         inputs = [values.get(name) for name in step.inputs[:formal]]
-        results = reference.evaluate(asked, inputs, device)
+        results = reference.evaluate(asked, inputs, device, tables)
         for name, result in zip(step.outputs, results, strict=False):
             if name in fixed:
                 assert result is not None

@@ -10,6 +10,7 @@ from peregrine.compiler.operation import Operation, TensorType
 from peregrine.compiler.operators import Window
 from peregrine.compiler.tactics.base import Device
 from peregrine.compiler.tactics.torch_ops import TorchOps
+from peregrine.compiler.torch_ops import resize
 from peregrine.errors import Unsupported
 
 _TACTIC = TorchOps()
@@ -117,6 +118,30 @@ def test_a_launch_reads_its_inputs_anew():
     x.fill_(2)
     launch()
     assert y.tolist() == [2, 2, 2]
+
+
+def test_only_the_first_launch_copies_tables(monkeypatch):
+    """Counts the copies of a Resize that no single kernel of torch's does."""
+    made = []
+    build = resize._taps_on
+    monkeypatch.setattr(resize, "_taps_on", lambda *key: made.append(key) or build(*key))
+    scales = TensorType.contiguous("float32", (4,))
+    operation = Operation(
+        "ai.onnx.Resize",
+        {"mode": "cubic", "cubic_coeff_a": -0.5},
+        (TensorType.contiguous("float32", (1, 2, 5, 6)), None, scales),
+        (TensorType.contiguous("float32", (1, 2, 8, 9)),),
+        opset=19,
+    )
+    x, y = torch.randn(1, 2, 5, 6), torch.empty(1, 2, 8, 9)
+    inputs = [x, None, torch.tensor([1, 1, 1.6, 1.5])]
+    launch = _TACTIC.bind(operation, {}, inputs, [y], None, None)
+    launch()
+    assert len(made) == 2  # height and width
+    launch()
+    assert len(made) == 2
+    _TACTIC.bind(operation, {}, inputs, [y], None, None)()
+    assert len(made) == 4  # another step has its own, which it takes along when it goes
 
 
 def test_one_configuration_slower_than_one_kernel():

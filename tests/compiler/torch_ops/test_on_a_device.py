@@ -2,7 +2,8 @@
 
 PyTorch's fake tensors have a device but no values. On them an operator of ONNX's node tests
 fails where it mixes devices, reads a value that is not among its `host` inputs, or copies between
-the CPU and the GPU: each of these keeps an inference from being captured as a CUDA graph.
+the CPU and the GPU: each of these keeps an inference from being captured as a CUDA graph. Tables
+that the first inference copies and keeps (`registry.Call.table`) are no hindrance.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from peregrine.errors import Unsupported
 
 # Sizes that depend on values, and constants, which the importer folds.
 WAITING = {"Compress", "Constant", "NonMaxSuppression", "NonZero", "Unique"}
-# Tables, boxes and words that are made on the CPU and copied.
-COPYING = {"Resize", "RoiAlign", "TfIdfVectorizer", "Upsample"}
+# Boxes that are read, and what follows from them copied.
+COPYING = {"RoiAlign"}
 # Counts on the CPU, which a tensor without values cannot; nothing on the device waits for it.
 COUNTING = {"Col2Im"}
 KNOWN = WAITING | COPYING | COUNTING
@@ -98,6 +99,7 @@ class Watch:
                 x if x is None else x.as_subclass(Host) if i in entry.host else _fake(x)
                 for i, x in enumerate(inputs)
             ]
+            entry.function(on_device, *given)
             with NoTransfers():
                 got = entry.function(on_device, *given)
         results = zip(*(x if isinstance(x, tuple) else (x,) for x in (got, result)), strict=True)

@@ -29,6 +29,13 @@ def test_names_are_sorted_and_of_known_domains():
     assert {name.rpartition(".")[0] for name in names} >= {"ai.onnx", "peregrine"}
 
 
+def test_tables_of_ever_new_sizes_do_not_pile_up():
+    call = registry.Call()
+    for size in range(1000):
+        assert call.table(size, lambda size=size: size + 1) == size + 1
+    assert 0 < len(call.tables) <= 100
+
+
 def test_an_operator_is_registered_once():
     registry.find("ai.onnx.Add", 14)
     with pytest.raises(ValueError, match="twice"):

@@ -144,6 +144,22 @@ def test_channels_last_stays_right() -> None:
     torch.testing.assert_close(resize.resize(call, x, None, scales), plain, rtol=0, atol=0)
 
 
+def test_tables_are_made_once_and_stay_where_they_lie() -> None:
+    """A captured CUDA graph reads them at their addresses."""
+    x = torch.from_numpy(image())
+    attributes = {"mode": "cubic", "cubic_coeff_a": -0.5}
+    kept = resize.Call(attributes, 19)
+    scales = [torch.tensor([1, 1, 1.7, 2.5]), torch.tensor([1, 1, 0.5, 2.5])]
+    plain = [resize.resize(resize.Call(attributes, 19), x, None, by) for by in scales]
+    for by, expected in zip(scales, plain, strict=True):
+        torch.testing.assert_close(resize.resize(kept, x, None, by), expected, rtol=0, atol=0)
+    assert len(kept.tables) == 3  # the width's is the same
+    before = {key: [t.data_ptr() for t in made] for key, made in kept.tables.items()}
+    for by, expected in zip(scales, plain, strict=True):
+        torch.testing.assert_close(resize.resize(kept, x, None, by), expected, rtol=0, atol=0)
+    assert {key: [t.data_ptr() for t in made] for key, made in kept.tables.items()} == before
+
+
 def test_nothing_to_resize_by_is_refused() -> None:
     with pytest.raises(Unsupported, match="Resize with neither"):
         engine("Resize", [image()])

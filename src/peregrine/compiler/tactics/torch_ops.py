@@ -3,9 +3,9 @@ faster, and the only one that takes tensors whose sizes depend on computed value
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, MutableMapping, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from peregrine.compiler.attributes import torch_dtype
 from peregrine.compiler.cost import cost, roofline_s
@@ -73,9 +73,10 @@ class TorchOps(Tactic):
         """Raises `Unsupported` where the operator is missing; the launch does where the operator
         gives other sizes than the operation says."""
         _known(operation)
+        tables: dict[Hashable, Any] = {}
 
         def launch() -> None:
-            results = self.evaluate(operation, inputs, outputs[0].device)
+            results = self.evaluate(operation, inputs, outputs[0].device, tables)
             for output, result in zip(outputs, results, strict=True):
                 if result is None or result.shape != output.shape:
                     given = "nothing" if result is None else f"sizes {tuple(result.shape)}"
@@ -93,6 +94,7 @@ class TorchOps(Tactic):
         operation: Operation,
         inputs: Sequence[torch.Tensor | None],
         device: torch.device | str = "cpu",
+        tables: MutableMapping[Hashable, Any] | None = None,
     ) -> tuple[torch.Tensor | None, ...]:
         """The operation's outputs, allocated here; one may be a view of an input.
 
@@ -100,6 +102,7 @@ class TorchOps(Tactic):
             operation: with attributes as `registry.Call` has them, subgraphs as functions.
             inputs: None where an optional one is absent.
             device: where outputs are made that come from no tensor.
+            tables: of this operation, kept from one call to the next (`registry.Call.table`).
 
         Returns:
             As many as the operation has outputs; None where an optional one is not computed.
@@ -109,7 +112,12 @@ class TorchOps(Tactic):
         """
         count = len(operation.outputs)
         call = registry.Call(
-            operation.attributes, operation.opset, count, operation.tf32, device=device
+            operation.attributes,
+            operation.opset,
+            count,
+            operation.tf32,
+            device,
+            {} if tables is None else tables,
         )
         result = _known(operation).function(call, *inputs)
         results = result if isinstance(result, tuple) else (result,)

@@ -14,7 +14,7 @@ writes to its inputs, and may return a view of one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
@@ -22,8 +22,14 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+_MOST_TABLES = 64
+"""Of one step; beyond it come those of sizes that change with each inference, which is never a
+CUDA graph: none of these is lost."""
+
 Result: TypeAlias = "Tensor | tuple[Tensor | None, ...]"
 Function: TypeAlias = "Callable[..., Result]"
+_F = TypeVar("_F", bound="Function")
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +46,22 @@ class Call:
     tf32: bool = False
     device: torch.device | str = "cpu"
     """Where an output that comes from no tensor on the device is made: a range, a shape."""
+    tables: MutableMapping[Hashable, Any] = field(default_factory=dict)
+    """What `table` keeps, as long as the step lives."""
 
     def get(self, name: str, default: Any = None) -> Any:
         return self.attributes.get(name, default)
+
+    def table(self, key: Hashable, make: Callable[[], _T]) -> _T:
+        """Tensors that follow from attributes, sizes and dtypes alone, which `key` says: made by
+        the first inference and kept. A CUDA graph that is being captured may not copy from the
+        host, and a captured one reads them where they lie."""
+        if key not in self.tables:
+            if len(self.tables) >= _MOST_TABLES:
+                self.tables.clear()
+            self.tables[key] = make()
+        made: _T = self.tables[key]
+        return made
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +75,6 @@ class Entry:
 
 
 _ENTRIES: dict[str, list[Entry]] = {}
-
-
-_F = TypeVar("_F", bound="Function")
 
 
 def operator(name: str, *, since: int = 1, host: tuple[int, ...] = ()) -> Callable[[_F], _F]:

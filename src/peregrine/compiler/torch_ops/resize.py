@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -130,12 +130,10 @@ def _taps(method: _Method, axis: _Axis) -> tuple[NDArray[np.int64], Floats]:
     return np.clip(places, 0, axis.size - 1).astype(np.int64), weights
 
 
-@lru_cache(maxsize=512)
 def _taps_on(
     method: _Method, axis: _Axis, device: torch.device, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(places, weights, which outputs lie outside) on the device, kept: a CUDA graph that is being
-    captured may not copy from the host."""
+    """(places, weights, which outputs lie outside) on the device."""
     places, weights = _taps(method, axis)
     at = _positions(method, axis)
     outside = (at < 0) | (at > axis.size - 1)
@@ -146,9 +144,10 @@ def _taps_on(
     )
 
 
-def _resize_axis(x: Tensor, method: _Method, axis: _Axis) -> Tensor:
+def _resize_axis(call: Call, x: Tensor, method: _Method, axis: _Axis) -> Tensor:
     dtype = x.dtype if x.is_floating_point() else torch.float64
-    places, weights, outside = _taps_on(method, axis, x.device, dtype)
+    key = (method, axis, x.device, dtype)
+    places, weights, outside = call.table(key, lambda: _taps_on(*key))
     along = [1] * (x.dim() - axis.dim - 1)
     y = x.index_select(axis.dim, places.reshape(-1))
     if method.mode != "nearest":
@@ -189,7 +188,7 @@ def _by_torch(x: Tensor, method: _Method, axes: Sequence[_Axis]) -> Tensor | Non
     return resized
 
 
-def _resize(x: Tensor, method: _Method, axes: Sequence[_Axis]) -> Tensor:
+def _resize(call: Call, x: Tensor, method: _Method, axes: Sequence[_Axis]) -> Tensor:
     changing = [axis for axis in axes if axis.changes]
     if not changing:
         return x
@@ -203,7 +202,7 @@ def _resize(x: Tensor, method: _Method, axes: Sequence[_Axis]) -> Tensor:
     if whole is not None:
         return whole.to(x.dtype)
     for axis in changing:
-        y = _resize_axis(y, method, axis)
+        y = _resize_axis(call, y, method, axis)
     if not x.is_floating_point() and y.is_floating_point():
         limits = torch.iinfo(x.dtype)
         y = y.round().clamp(limits.min, limits.max)
@@ -267,7 +266,7 @@ def resize(
             replace(axis, start=start, end=end)
             for axis, start, end in zip(axes, region[:halfway], region[halfway:], strict=True)
         ]
-    return _resize(x, method, axes)
+    return _resize(call, x, method, axes)
 
 
 @operator("ai.onnx.Upsample", since=9, host=(1,))
@@ -275,13 +274,13 @@ def resize(
 def resize_by_scales(call: Call, x: Tensor, scales: Tensor) -> Tensor:
     """As before opset 11: output i lies at i / scale."""
     method = _Method(call.get("mode", "nearest"), "asymmetric", "onnx_10")
-    return _resize(x, method, _scaled_axes(x, range(x.dim()), scales.tolist()))
+    return _resize(call, x, method, _scaled_axes(x, range(x.dim()), scales.tolist()))
 
 
 @operator("ai.onnx.Upsample", since=7)
 def upsample(call: Call, x: Tensor) -> Tensor:
     method = _Method(call.get("mode", "nearest"), "asymmetric", "onnx_10")
-    return _resize(x, method, _scaled_axes(x, range(x.dim()), call.get("scales")))
+    return _resize(call, x, method, _scaled_axes(x, range(x.dim()), call.get("scales")))
 
 
 @operator("ai.onnx.GridSample", since=16)

@@ -32,6 +32,23 @@ def _counts(tokens: Tensor, grams: Tensor, skips: range) -> Tensor:
     return found
 
 
+def _tables(call: Call, device: torch.device) -> tuple[dict[int, Tensor], Tensor, Tensor | None]:
+    """On the device: by length its n-grams (G, n); their places and their weights, all in one
+    row."""
+
+    def whole(numbers: Sequence[int]) -> Tensor:
+        return torch.tensor(numbers, dtype=torch.int64, device=device)
+
+    levels = _levels(call.attributes["pool_int64s"], call.attributes["ngram_counts"])
+    grams = {length: whole(numbers).reshape(-1, length) for length, numbers in levels}
+    weights = call.get("weights")
+    return (
+        grams,
+        whole(call.attributes["ngram_indexes"]),
+        torch.tensor(weights, dtype=torch.float32, device=device) if weights else None,
+    )
+
+
 @operator("ai.onnx.TfIdfVectorizer", since=9)
 def tf_idf_vectorizer(call: Call, tokens: Tensor) -> Tensor:
     """Counts (TF), weights of what is there (IDF), or weighted counts (TFIDF) of the n-grams of a
@@ -42,9 +59,9 @@ def tf_idf_vectorizer(call: Call, tokens: Tensor) -> Tensor:
     rows = tokens.to(torch.int64).reshape(-1, tokens.shape[-1])
     most = range(call.attributes["max_skip_count"] + 1)
     lengths = range(call.attributes["min_gram_length"], call.attributes["max_gram_length"] + 1)
+    grams_of, place, weights = call.table(rows.device, lambda: _tables(call, rows.device))
     counted = []
-    for length, numbers in _levels(pool, call.attributes["ngram_counts"]):
-        grams = torch.tensor(numbers, dtype=torch.int64, device=rows.device).reshape(-1, length)
+    for length, grams in grams_of.items():
         # One token has no gaps that could be wider.
         skips = range(0) if length not in lengths else most if length > 1 else range(1)
         counted.append(_counts(rows, grams, skips))
@@ -52,9 +69,7 @@ def tf_idf_vectorizer(call: Call, tokens: Tensor) -> Tensor:
     mode = call.attributes["mode"]
     if mode == "IDF":
         counts = counts.clamp(max=1)
-    weights = call.get("weights")
-    if mode != "TF" and weights:
-        counts = counts * torch.tensor(weights, dtype=torch.float32, device=rows.device)
-    place = torch.tensor(places, dtype=torch.int64, device=rows.device)
+    if mode != "TF" and weights is not None:
+        counts = counts * weights
     y = counts.new_zeros(rows.shape[0], max(places) + 1).index_add(1, place, counts)
     return y.reshape(*tokens.shape[:-1], -1)
