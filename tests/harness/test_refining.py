@@ -59,6 +59,11 @@ def test_what_does_not_run_by_its_first_setting_gets_its_second():
     assert why_not(FINE, [row("a", 1.0), row("b", 9.0, status=Status.FAILED)], OBJECTIVE) == ""
 
 
+def test_where_a_runtime_is_not_available_no_setting_helps():
+    said = why_not(FINE, [row("a", 1.0), row("b", 9.0, status=Status.UNAVAILABLE)], OBJECTIVE)
+    assert said == "b fp32 is not available here"
+
+
 @pytest.mark.usefixtures("faults")
 def test_a_race_leaves_out_what_cannot_win_and_says_so(tmp_path):
     quick = {"min_runs": 5, "measure_s": 0.05, "measure_max_s": 2.0, "final_rounds": 5}

@@ -70,6 +70,7 @@ def test_every_workflow_is_measured_or_says_why_not(whole):
             entry = study.entry(network, workflow, Precision.FP32, "cpu")
             assert [p.batch for p in entry.points] == [1, 2]
             assert 0 <= entry.non_equal_percent_1e3 < 10
+            assert [p.host_median_ms is None for p in entry.points] == [False, True]
             for point in entry.points:
                 low, high = point.ci95_ms
                 assert 0 < low <= point.median_ms <= high
@@ -319,6 +320,12 @@ def test_a_race_that_was_killed_shows_what_it_had_measured(whole, tmp_path):
         ]
         assert study.entry(*where).final == ()
     assert study.warnings == ()  # every row says how it ended
+
+
+def test_a_threshold_of_one_s_own_reaches_the_race(networks):
+    ask = _ask(networks, precisions=("fp16",), thresholds={"top1_agreement": 0.0}, workflows=())
+    (first, _) = ask.races()
+    assert ask.request(first).thresholds == {"top1_agreement": 0.0}
 
 
 def test_the_native_engine_is_a_workflow_by_name(networks, tmp_path):

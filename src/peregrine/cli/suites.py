@@ -13,7 +13,7 @@ import typer
 
 from peregrine.cli.console import say, watched
 from peregrine.cli.options import output
-from peregrine.cli.parse import parse_batches, parse_precisions, parse_size_mb
+from peregrine.cli.parse import parse_batches, parse_pairs, parse_precisions, parse_size_mb
 from peregrine.cli.unfold import unfolded
 from peregrine.errors import OptionError
 
@@ -59,6 +59,10 @@ class SuiteOptions:
     ] = None
     seed: Annotated[int, _asked("--seed", help="Of random weights and inputs.")] = 0
     runs: Annotated[int, _asked("--runs", help="Samples a measurement, if time allows.")] = 50
+    thresholds: Annotated[
+        list[str] | None,
+        _asked("--threshold", metavar="NAME=VALUE", help="Override a validation threshold."),
+    ] = None
     limit_memory: Annotated[
         str,
         _limits("--limit-memory", metavar="SIZE", help="Stands in for a smaller card, e.g. 4GiB."),
@@ -85,6 +89,7 @@ class SuiteOptions:
             "device": self.device,
             "weights": self.weights,
             "input_specs": tuple(self.inputs or ()),
+            "thresholds": parse_pairs(self.thresholds or (), "--threshold", float),
             "seed": self.seed,
             "threads": self.threads,
             "jobs": self.jobs,

@@ -26,6 +26,8 @@ class Request:
     objective: Objective = field(default_factory=Objective.latency)
     batches: tuple[int, ...] = (1,)
     """Batches measured in full, the first of which decides a latency objective."""
+    one_boundary: bool = False
+    """Measure the batches behind the first at the objective's boundary alone."""
     sweep: tuple[int, ...] = ()
     """Batches swept for throughput, ascending, until saturation, memory or time ends it."""
     streams: tuple[int, ...] = ()

@@ -352,8 +352,10 @@ class _Trial:
                 if not self.judge_batch(worker, batch):
                     return
                 feeds = self.setting.judging.lead(batch)
-                self.measure(worker, feeds, batch, Boundary.DEVICE)
-                self.measure(worker, feeds, batch, Boundary.HOST)
+                for boundary in (Boundary.DEVICE, Boundary.HOST):
+                    wanted = boundary is self.request.objective.boundary
+                    if wanted or not self.request.one_boundary:
+                        self.measure(worker, feeds, batch, boundary)
             if self.request.sweep and self.setting.model.batch:
                 self.sweep(worker, lead)
             decisive = self.request.objective.measurement(self.row)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,8 @@ class Ask:
     seed: int = 0
     threads: int = 0
     input_specs: tuple[str, ...] = ()
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+    """Of validation, in place of the precision's own."""
     min_runs: int = 50
     """The paper's number of runs."""
     measure_s: float = 0.2
@@ -136,6 +138,8 @@ class Ask:
             repair_s=0.0,
             # Its tables show what a build takes, here and now.
             engine_cache=False,
+            one_boundary=True,
+            thresholds=self.thresholds,
             min_runs=self.min_runs,
             measure_s=self.measure_s,
             measure_max_s=self.measure_max_s,
