@@ -9,7 +9,8 @@ import pytest
 from compiler.tactics import triton_cases as cases
 from compiler.tactics.operations import IDENTITY, RELU, TOLERANCE, activation, conv, tensors
 from peregrine.compiler.operators import ActivationKind, Window
-from peregrine.compiler.tactics.triton_depthwise import TritonDepthwise, TritonDepthwisePointwise
+from peregrine.compiler.tactics.triton_depthwise import TritonDepthwise
+from peregrine.compiler.tactics.triton_depthwise_pointwise import TritonDepthwisePointwise
 
 _SAME = Window((3, 3), (1, 1), (1, 1, 1, 1))
 _HALF = Window((3, 3), (2, 2), (1, 1, 1, 1))

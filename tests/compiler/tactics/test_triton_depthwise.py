@@ -10,7 +10,8 @@ import torch
 from compiler.tactics import triton_cases as cases
 from compiler.tactics.operations import conv, tensors
 from peregrine.compiler.operators import Window
-from peregrine.compiler.tactics.triton_depthwise import TritonDepthwise, TritonDepthwisePointwise
+from peregrine.compiler.tactics.triton_depthwise import TritonDepthwise
+from peregrine.compiler.tactics.triton_depthwise_pointwise import TritonDepthwisePointwise
 
 _SAME = Window((3, 3), (1, 1), (1, 1, 1, 1))
 _FUSED = cases.depthwise_pointwise((1, 16, 8, 8), 24, _SAME)
