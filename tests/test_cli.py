@@ -16,6 +16,7 @@ import psutil
 import pytest
 from onnx import TensorProto, helper
 
+from peregrine import environments
 from tiny_model import tiny_graph
 
 _QUICK = ("--runs", "5", "--rounds", "3", "--batch", "1")
@@ -293,8 +294,9 @@ def test_help_and_import_touch_no_heavy_package():
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_leaves_no_worker_and_a_run_to_resume(tmp_path, tiny, sent):
     run = tmp_path / "run"
+    command = ["bench", str(tiny), "--backend", "onnxruntime", "--out", str(run), *_QUICK]
     process = subprocess.Popen(
-        [sys.executable, "-m", "peregrine", "bench", str(tiny), "--out", str(run), *_QUICK],
+        [sys.executable, "-m", "peregrine", *command],
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
@@ -321,9 +323,20 @@ def test_ctrl_c_leaves_no_worker_and_a_run_to_resume(tmp_path, tiny, sent):
 
 @pytest.mark.slow
 def test_a_backend_races_in_an_environment_of_its_own(tmp_path, tiny):
+    """Made from the package index."""
     made = peregrine("env", "create", "openvino", timeout=600)
     assert made.returncode == 0, made.stderr
+    assert "Successfully installed" in made.stdout + made.stderr
+    _refused(peregrine("env", "create", "openvino"), "already")
     assert "openvino" in peregrine("env", "list").stdout
+    (kept,) = environments.list_all()
+    assert kept.made
+    assert kept.backends == ("openvino",)
+    found = environments.interpreter_for("openvino")
+    directory = Path(os.environ["PEREGRINE_HOME"]) / "environments" / "openvino"
+    assert found.python == directory / "bin" / "python"
+    assert environments.interpreter_for("onnxruntime").python == Path(sys.executable)
+    pinned = dict(p.split("==") for p in environments.version_sets()["openvino"].packages)
     run = tmp_path / "run"
     result = peregrine("bench", tiny, "--backend", "openvino", "--out", run, *_QUICK, "--json")
     assert result.returncode == 0, result.stderr
@@ -333,8 +346,11 @@ def test_a_backend_races_in_an_environment_of_its_own(tmp_path, tiny):
         assert row["status"] == "ok", row["reason"]
         assert row["python"].endswith(" in openvino")
         assert "onnxruntime" not in row["versions"]
+        assert row["versions"]["openvino"] == pinned["openvino"]
     assert peregrine("env", "remove", "openvino").returncode == 0
     assert str(os.environ["PEREGRINE_HOME"]) not in peregrine("env", "list").stdout
+    assert environments.list_all() == []
+    assert not directory.exists()
 
 
 @pytest.mark.parametrize(
