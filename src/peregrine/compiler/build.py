@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from peregrine.compiler.lower import Chooser, lower
 from peregrine.compiler.lowered import Lowered
 from peregrine.compiler.plan import Step
+from peregrine.compiler.slicing import by_running, by_steps, sliced
 from peregrine.types import Precision
 
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ def build(
     """Rebuild a model's graph for one device.
 
     Optional fused operators are measured against their parts, each for itself, and the graph is
-    rebuilt without those that do not pay.
+    rebuilt without those that do not pay. Then steps around the largest tensors are done for a
+    part of the images at a time, where that pays (`slicing`).
 
     Args:
         model: with an ONNX graph.
@@ -52,14 +54,14 @@ def build(
             progress=progress,
         )
 
-    whole = lowered()
+    whole, apart = lowered(), set[frozenset[str]]()
     optional = set(OPTIONAL)
-    if not any(step.operation.operator in optional and step.chosen.ms for step in whole.plan.steps):
-        return whole
-    parts = lowered(fuse=())
-    apart = faster_apart(whole.plan.steps, parts.plan.steps, optional)
-    del parts
-    return lowered(apart=apart) if apart else whole
+    if any(step.operation.operator in optional and step.chosen.ms for step in whole.plan.steps):
+        apart = faster_apart(whole.plan.steps, lowered(fuse=()).plan.steps, optional)
+    best = lowered(apart=apart) if apart else whole
+    device = chooser.device
+    clock = by_running(device) if device.is_cuda else by_steps
+    return sliced(best, lambda slices: lowered(apart=apart, slices=slices), clock)
 
 
 def faster_apart(

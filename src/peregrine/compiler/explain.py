@@ -282,6 +282,8 @@ def arena_spans(plan: Plan) -> tuple[Span, ...]:
             made[tensor.name] if tensor.name in made else _first_write(tensor, arena, made, ends)
         )
         if first is None:
+            first = _made_with(tensor, arena, made, ends)
+        if first is None:
             continue
         last = min(max(first, ends.get(tensor.name, first)), len(plan.steps) - 1)
         span = Span(tensor.name, tensor.offset, _reach(tensor), first, last)
@@ -295,6 +297,22 @@ def arena_spans(plan: Plan) -> tuple[Span, ...]:
                 min(first, other.first), max(last, other.last),
             )  # fmt: skip
     return tuple(sorted(found, key=lambda span: (span.first, span.offset)))
+
+
+def _made_with(
+    part: Tensor, arena: Sequence[Tensor], made: Mapping[str, int], ends: Mapping[str, int]
+) -> int | None:
+    """When a tensor that no step writes was made as a part of one that a step did, the last of
+    them before it is read."""
+    around = [
+        made[t.name]
+        for t in arena
+        if t.name in made
+        and t.offset <= part.offset
+        and part.offset + _reach(part) <= t.offset + _reach(t)
+        and made[t.name] <= ends.get(part.name, -1)
+    ]
+    return max(around, default=None)
 
 
 def _reach(tensor: Tensor) -> int:

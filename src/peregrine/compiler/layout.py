@@ -8,7 +8,7 @@ reads are left to torch, which answers with views where it can.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -63,7 +63,9 @@ def locate(graph: ir.Graph) -> dict[str, Location]:
                 found[value.name] = _own_location(node, value, value.name in outputs)
     # A later concatenation may hold an earlier one: parents first.
     for node in reversed(list(graph)):
-        found |= _slices(node, found, outputs)
+        found |= _slices(node, found)
+    for node in graph:
+        found |= _pieces(node, found, outputs)
     return found
 
 
@@ -85,13 +87,12 @@ def _own_location(node: ir.Node, value: ir.Value, is_output: bool) -> Location:
 
 
 def _eliminated(node: ir.Node) -> bool:
-    """Whether a concatenation needs no work: channels of images, each made by a node for it alone
-    to hold in its own memory."""
+    """Whether a concatenation needs no work: of images or of their channels, each made by a node
+    for it alone to hold in its own memory."""
     if node.domain or node.op_type != "Concat" or len(node.inputs) < 2:
         return False
     output = node.outputs[0]
-    axis = node.attributes["axis"].as_int()
-    if output.shape is None or len(output.shape) != 4 or axis not in (1, -3):
+    if output.shape is None or len(output.shape) != 4 or _axis(node) not in (0, 1):
         return False
     values = list(node.inputs)
     graph_outputs = {id(v) for v in node.graph.outputs} if node.graph is not None else set()
@@ -115,30 +116,68 @@ def _concatenations(value: ir.Value) -> int:
     return sum(use.node.op_type == "Concat" and not use.node.domain for use in value.uses())
 
 
-def _slices(
-    node: ir.Node, found: Mapping[str, Location], outputs: set[str | None]
-) -> dict[str, Location]:
+def _slices(node: ir.Node, found: Mapping[str, Location]) -> dict[str, Location]:
     """New locations of what an eliminated concatenation reads, within what it writes."""
     if not _eliminated(node):
         return {}
     whole = found[node.outputs[0].name or ""]
-    channel, slices = 0, {}
-    for value in node.inputs:
-        assert value is not None
-        part = found[value.name or ""]
-        assert part.type.shape is not None
-        slices[value.name or ""] = Location(
-            TensorType(part.type.dtype, part.type.shape, whole.type.strides),
+    return _along(whole, _axis(node), [value.name or "" for value in node.inputs if value], found)
+
+
+def _pieces(
+    node: ir.Node, found: Mapping[str, Location], outputs: set[str | None]
+) -> dict[str, Location]:
+    """New locations of what a Split over the images of a planned tensor makes: parts of that."""
+    if node.domain or node.op_type != "Split" or node.inputs[0] is None:
+        return {}
+    whole = found.get(node.inputs[0].name or "")
+    names = [value.name or "" for value in node.outputs]
+    if (
+        whole is None
+        or whole.place not in (Place.ARENA, Place.INPUT)
+        or whole.type.strides is None
+        or _axis(node) != 0
+        or any(name in outputs or not name or found[name].type.shape is None for name in names)
+    ):
+        return {}
+    return _along(whole, 0, names, found)
+
+
+def _along(
+    whole: Location, axis: int, names: Sequence[str], found: Mapping[str, Location]
+) -> dict[str, Location]:
+    """Locations one after the other within a tensor."""
+    assert whole.type.strides is not None
+    step = whole.type.strides[axis] * whole.type.itemsize
+    at, slices = 0, {}
+    for name in names:
+        part = found[name].type
+        assert part.shape is not None
+        slices[name] = Location(
+            TensorType(part.dtype, part.shape, whole.type.strides),
             whole.place,
             whole.root,
-            whole.offset + channel * part.type.itemsize,
+            whole.offset + at * step,
         )
-        channel += part.type.shape[1]
+        at += part.shape[axis]
     return slices
 
 
+def _axis(node: ir.Node) -> int:
+    """Of a Concat or Split of tensors whose rank is known; from the front."""
+    kept = node.attributes.get("axis")
+    axis = kept.as_int() if kept is not None else 0
+    shape = node.outputs[0].shape
+    return axis + len(shape) if axis < 0 and shape is not None else axis
+
+
 def is_free(node: ir.Node, found: Mapping[str, Location]) -> bool:
-    """Whether a node is a concatenation whose inputs lie in its output already."""
+    """Whether a node is a concatenation whose inputs lie in its output already, or a Split whose
+    outputs lie in its input."""
+    if node.op_type == "Split" and not node.domain and node.inputs[0] is not None:
+        whole = found.get(node.inputs[0].name or "")
+        roots = {found[value.name].root for value in node.outputs if value.name}
+        return whole is not None and roots == {whole.root}
     if not _eliminated(node):
         return False
     root = found[node.outputs[0].name or ""].root

@@ -8,14 +8,13 @@ run: as CUDA graphs, with inputs that change from one inference to the next, bit
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from peregrine.compiler.in_turns import in_turns
 from peregrine.compiler.lowered import Lowered
 from peregrine.compiler.plan import Plan, Step
 from peregrine.compiler.runtime import Executable
@@ -27,9 +26,6 @@ if TYPE_CHECKING:
 
 _INFERENCES = 16
 """That are compared."""
-_ROUNDS = 7
-_ROUND_S = 0.004
-"""Seconds of back-to-back inferences in a round."""
 _FASTER = 0.99
 """Of the plan's time, below which it is faster."""
 
@@ -54,7 +50,7 @@ def overlapped(lowered: Lowered, device: Device) -> Lowered:
         now, early = executables
         if not (now.is_captured and early.is_captured and agree(now, early)):
             return lowered
-        seconds, early_seconds = _seconds(now.start, early.start)
+        seconds, early_seconds = in_turns(now.start, early.start)
         return replace(lowered, plan=plan) if early_seconds < _FASTER * seconds else lowered
     except torch.OutOfMemoryError:
         return lowered
@@ -114,25 +110,3 @@ def _compile(was: Plan, plan: Plan, device: Device) -> None:
 def _compile_step(step: Step, device: Device) -> None:
     tactic = registry.get(step.chosen.tactic)
     tactic.compile(step.operation, [step.chosen.config], device)
-
-
-def _seconds(*starts: Callable[[], None]) -> list[float]:
-    """The median time of an inference of each, in turns."""
-    rough = max(_timed(starts[0], 3), 1e-6)
-    count = max(3, min(100, int(_ROUND_S / rough)))
-    rounds = [[_timed(start, count) for start in starts] for _ in range(_ROUNDS)]
-    return [statistics.median(times) for times in zip(*rounds, strict=True)]
-
-
-def _timed(start: Callable[[], None], count: int) -> float:
-    """Seconds of one of `count` inferences back to back."""
-    import torch
-
-    begin = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-    end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-    begin.record()
-    for _ in range(count):
-        start()
-    end.record()
-    end.synchronize()
-    return float(begin.elapsed_time(end)) / 1e3 / count

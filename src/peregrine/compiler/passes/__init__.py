@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from types import MappingProxyType
 
 import onnx_ir as ir
 import onnx_ir.passes.common as common
@@ -17,6 +18,7 @@ from peregrine.compiler.passes.fuse_linear import FuseLinear
 from peregrine.compiler.passes.fuse_pointwise_pair import FusePointwisePair
 from peregrine.compiler.passes.fuse_pool_linear import FusePoolLinear
 from peregrine.compiler.passes.rewriting import Fusion
+from peregrine.compiler.passes.slice_batch import Chain, SliceBatch
 
 OPTIONAL: dict[Fused, type[Fusion]] = {
     Fused.DEPTHWISE_POINTWISE: FuseDepthwisePointwise,
@@ -34,6 +36,7 @@ def optimise(
     *,
     fuse: Collection[str] | None = None,
     apart: Collection[frozenset[str]] = (),
+    slices: Mapping[Chain, int] = MappingProxyType({}),
 ) -> ir.Model:
     """Write fused operators into a graph of `importing.specialise`, in place.
 
@@ -41,6 +44,8 @@ def optimise(
         model: with the shapes and dtypes of its values; inputs, outputs and their names stay.
         fuse: which of `OPTIONAL` may be written (`Fused` values); None for all of them.
         apart: sets of the user's nodes, by name, that these leave as they are.
+        slices: chains of fused nodes that are done for a part of the images at a time, and in how
+            many parts (`passes.slice_batch`).
 
     Returns:
         the same model.
@@ -56,6 +61,7 @@ def optimise(
         FuseLinear(),
         *(write(apart) for fused, write in OPTIONAL.items() if fused in wanted),
         AbsorbCasts(),
+        *([SliceBatch(slices)] if slices else []),
         common.RemoveUnusedNodesPass(),
         common.RemoveUnusedOpsetsPass(),
     )(model)
