@@ -268,9 +268,8 @@ def _blamed(session: NativeSession, model: Model, target: Target) -> list[str]:
     from peregrine.compiler.runtime import Executable
 
     executable = session.executable
-    candidate = Candidate("native", precision=Precision.FP16)
     sizes = target.profile.opt
-    tuner = InTorch(make_tuner(candidate, target))
+    tuner = InTorch(make_tuner(target))
     plan = build(model, sizes, Precision.FP16, tuner)
     reference = Executable(plan.plan, plan.weights, target.device)
     feeds = [
