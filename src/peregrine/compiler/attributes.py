@@ -80,15 +80,19 @@ def tensor_of(array: Array) -> torch.Tensor:
     )
 
 
+_NAMES_ONLY = ("int2", "int4", "uint2", "uint4")
+"""What torch has names for and nothing else: no values, no arithmetic."""
+
+
 def torch_dtype(name: str) -> torch.dtype:
     """torch's dtype of numpy's name.
 
     Raises:
-        Unsupported: torch has none (strings, int4).
+        Unsupported: torch has none that it computes with (strings, int4).
     """
     import torch
 
     found = getattr(torch, name, None)
-    if not isinstance(found, torch.dtype):
+    if name in _NAMES_ONLY or not isinstance(found, torch.dtype):
         raise Unsupported(f"The native engine has no tensors of type {name}.")
     return found

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from compiler.tactics.operations import H200, RELU, conv, error_of, linear, relative_error
+from peregrine.compiler.attributes import torch_dtype
 from peregrine.compiler.operation import Operation, TensorType
 from peregrine.compiler.operators import Window
 from peregrine.compiler.tactics.base import Device
@@ -58,10 +59,13 @@ def test_an_operator_that_came_later_is_missing_before():
     assert "opset 16" in _TACTIC.supports(before, _CPU).reason
 
 
-def test_types_that_torch_has_not_are_refused():
-    strings = TensorType.contiguous("object", (2,))
-    operation = Operation("ai.onnx.Identity", {}, (strings,), (strings,), opset=16)
-    assert "object" in _TACTIC.supports(operation, _CPU).reason
+@pytest.mark.parametrize("dtype", ["object", "int4", "uint4", "int2", "float4_e2m1fn"])
+def test_types_that_torch_has_not_are_refused(dtype):
+    kind = TensorType.contiguous(dtype, (2,))
+    operation = Operation("ai.onnx.Identity", {}, (kind,), (kind,), opset=25)
+    assert dtype in _TACTIC.supports(operation, _CPU).reason
+    with pytest.raises(Unsupported, match=dtype):
+        torch_dtype(dtype)
 
 
 def test_sizes_that_are_not_known_are_taken():
