@@ -12,14 +12,13 @@ from compiler.tactics.operations import (
     activation,
     conv,
     error_of,
-    image,
     linear,
     tensors,
 )
 from peregrine.compiler.operation import Operation, TensorType
 from peregrine.compiler.operators import ActivationKind, Window
 from peregrine.compiler.tactics.base import Device
-from peregrine.compiler.tactics.cublaslt import CublasLt, Matrix
+from peregrine.compiler.tactics.cublaslt import CublasLt
 
 _POINT = Window((1, 1))
 _TACTIC = CublasLt()
@@ -110,35 +109,6 @@ def test_images_with_the_width_innermost_are_no_matrices():
 
 def test_it_needs_a_gpu():
     assert "NVIDIA GPU" in _TACTIC.supports(linear((4, 8), 8), Device("cpu")).reason
-
-
-def test_a_matrix_of_an_image_reads_the_elements_it_should():
-    for kind in (image("float32", (2, 5, 3, 4)), image("float32", (2, 5, 3, 4), 9),
-                 image("float32", (3, 5, 1, 1), 9), image("float32", (1, 1, 4, 2))):  # fmt: skip
-        operation = Operation("ai.onnx.Relu", {}, (kind,), (kind,))
-        (x,) = tensors(operation)
-        matrix = Matrix.of(kind, image=True)
-        assert matrix is not None
-        assert x is not None
-        assert torch.equal(matrix.view(x), x.permute(0, 2, 3, 1).reshape(-1, kind.shape[1]))
-
-
-@pytest.mark.parametrize(
-    ("shape", "strides"),
-    [
-        ((4, 6), (1, 4)),  # transposed
-        ((4, 6), (0, 1)),  # the same row again and again
-        ((4, 6), (3, 1)),  # rows that overlap
-        ((2, 3, 6), (100, 6, 1)),  # rows at unequal distances
-    ],
-)
-def test_tensors_that_are_no_rows_at_equal_distances(shape, strides):
-    assert Matrix.of(TensorType("float32", shape, strides), image=False) is None
-
-
-def test_tensors_of_unknown_place_are_refused():
-    assert Matrix.of(TensorType("float32", (4, 6), None), image=False) is None
-    assert Matrix.of(TensorType("float32", None, None), image=False) is None
 
 
 def test_packed_weights_lie_in_rows_and_have_one_dtype():

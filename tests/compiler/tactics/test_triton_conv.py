@@ -14,10 +14,10 @@ import pytest
 
 from compiler.tactics import triton_cases as cases
 from compiler.tactics.operations import conv, image, linear, random_convs
-from peregrine.compiler.operation import TensorType, channels_last_strides, contiguous_strides
+from peregrine.compiler.operation import TensorType
 from peregrine.compiler.operators import Window
 from peregrine.compiler.tactics import _tiles, _triton_cache
-from peregrine.compiler.tactics._layers import Layer, pixel_stride, read_layer
+from peregrine.compiler.tactics._layers import Layer, read_layer
 from peregrine.compiler.tactics._tiles import Product, Tiling
 from peregrine.compiler.tactics.triton_branches import TritonBranches
 from peregrine.compiler.tactics.triton_conv import TritonConv
@@ -27,23 +27,11 @@ ONE = Window((1, 1))
 H200 = cases.H200
 
 
-@pytest.mark.parametrize(
-    ("shape", "strides", "expected"),
-    [
-        ((2, 8, 5, 6), channels_last_strides((2, 8, 5, 6)), 8),
-        ((2, 8, 5, 6), channels_last_strides((2, 20, 5, 6)), 20),
-        ((2, 8, 5, 6), contiguous_strides((2, 8, 5, 6)), None),
-        ((2, 1, 5, 6), contiguous_strides((2, 1, 5, 6)), 1),
-        ((4, 8, 1, 1), (24, 1, 99, 77), 24),
-        ((2, 8, 5, 6), (1000, 1, 48, 8), None),
-        ((3, 4, 10), (40, 10, 1), 10),
-        ((3, 4, 10), (80, 10, 1), None),
-        ((1, 10), (5, 1), 10),
-        ((7, 10), (1, 7), None),
-    ],
-)
-def test_the_distance_of_pixels(shape, strides, expected):
-    assert pixel_stride(TensorType("float16", shape, strides)) == expected
+def test_a_matrix_product_of_four_dimensions_is_no_image():
+    operation = linear((1, 1, 4, 5), 8)
+    layer = read_layer(operation)
+    assert (layer.images, layer.channels, layer.x_stride, layer.y_stride) == (4, 5, 5, 8)
+    assert cases.worst(TritonConv(), linear((2, 3, 4, 20), 24, residual=True), most=4) < 1e-5
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,10 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from peregrine.compiler.operation import Operation, TensorType
+from peregrine.compiler.operation import Operation
 from peregrine.compiler.operators import Activation, Fused, Window
 from peregrine.compiler.tactics import _triton
+from peregrine.compiler.tactics._matrix import Matrix
 from peregrine.compiler.tactics._tiles import Product
 
 if TYPE_CHECKING:
@@ -17,32 +18,6 @@ if TYPE_CHECKING:
 DTYPES = ("float16", "bfloat16", "float32")
 """Of what the kernels read and write."""
 _WIDE = 2**31 - 1
-
-
-def pixel_stride(kind: TensorType) -> int | None:
-    """Elements from one pixel (row) to the next where the channels (last dimension) are neighbours
-    and all pixels are evenly spaced, as in a channels_last tensor or a slice of its channels.
-
-    Takes (N, C, H, W) and (..., K). None where it is laid out otherwise."""
-    assert kind.shape is not None
-    assert kind.strides is not None
-    axes: tuple[int, ...] = tuple(range(len(kind.shape)))
-    if len(axes) == 4:
-        axes = (0, 2, 3, 1)
-    sizes = [kind.shape[axis] for axis in axes]
-    strides = [kind.strides[axis] for axis in axes]
-    if sizes[-1] > 1 and strides[-1] != 1:
-        return None
-    first = step = 0
-    for size, stride in zip(reversed(sizes[:-1]), reversed(strides[:-1]), strict=True):
-        if size == 1:
-            continue
-        if step == 0:
-            first = step = stride
-        elif stride != step:
-            return None
-        step *= size
-    return first or sizes[-1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +68,12 @@ class Layer:
                 images, image, grid = images * height * width, (1, 1), (1, 1)
         if images * grid[0] * grid[1] == 0:
             return "its output is empty"
-        strides = [pixel_stride(kind) if kind is not None else 0 for kind in (x, z, y)]
-        if None in strides:
-            return "its channels are not innermost, or its pixels are not evenly spaced"
-        x_stride, z_stride, y_stride = (int(stride or 0) for stride in strides)
+        pitches = []
+        for kind in (x, z, y):
+            rows = Matrix.of(kind, image=operation.operator != Fused.LINEAR) if kind else None
+            if kind is not None and rows is None:
+                return "its channels are not innermost, or its pixels are not evenly spaced"
+            pitches.append(rows.pitch if rows is not None else 0)
         return cls(
             operation,
             images,
@@ -105,9 +82,7 @@ class Layer:
             image,
             grid,
             window,
-            x_stride,
-            z_stride,
-            y_stride,
+            *pitches,
         )
 
     @property

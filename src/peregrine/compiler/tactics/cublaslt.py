@@ -5,14 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from peregrine.compiler.cost import cost
 from peregrine.compiler.operation import Operation, TensorType
 from peregrine.compiler.operators import Activation, ActivationKind, Fused, Window
+from peregrine.compiler.tactics._matrix import Matrix
 from peregrine.compiler.tactics.base import Config, Device, Launch, Tactic
-from peregrine.compiler.tactics.epilogue import finish
+from peregrine.compiler.tactics.epilogue import finish, packed
 from peregrine.types import Support
 
 if TYPE_CHECKING:
@@ -21,43 +21,6 @@ if TYPE_CHECKING:
 _DTYPES = ("float16", "bfloat16", "float32", "float64")
 _LT_ACTIVATIONS = (ActivationKind.RELU, ActivationKind.GELU_TANH)
 """What cuBLASLt computes in its epilogue after a bias; its GELU is the approximation by tanh."""
-
-
-@dataclass(frozen=True, slots=True)
-class Matrix:
-    """A tensor seen as rows of adjacent elements."""
-
-    rows: int
-    columns: int
-    pitch: int
-    """Elements from one row to the next."""
-
-    @classmethod
-    def of(cls, tensor: TensorType, *, image: bool) -> Matrix | None:
-        """Rows over all dimensions but the channels: dimension 1 of an image, otherwise the last
-        one. None where they do not lie at equal distances, as in an image with the width
-        innermost."""
-        if tensor.shape is None or tensor.strides is None:
-            return None
-        shape, strides = tensor.shape, tensor.strides
-        order = (0, 2, 3, 1) if image else tuple(range(len(shape)))
-        columns = shape[order[-1]]
-        if columns > 1 and strides[order[-1]] != 1:
-            return None
-        rows, pitch = 1, columns
-        for axis in reversed(order[:-1]):
-            if shape[axis] == 1:
-                continue
-            if rows == 1:
-                pitch = strides[axis]
-            elif strides[axis] != rows * pitch:
-                return None
-            rows *= shape[axis]
-        return cls(rows, columns, pitch) if pitch >= columns else None
-
-    def view(self, tensor: torch.Tensor) -> torch.Tensor:
-        """(rows, columns) over the tensor's memory."""
-        return tensor.as_strided((self.rows, self.columns), (self.pitch, 1))
 
 
 class CublasLt(Tactic):
@@ -104,14 +67,7 @@ class CublasLt(Tactic):
         self, operation: Operation, config: Config, inputs: Sequence[torch.Tensor | None]
     ) -> list[torch.Tensor | None]:
         """W as a contiguous (N, K), B in W's dtype."""
-        packed = list(inputs)
-        weight = packed[1]
-        if weight is not None:
-            packed[1] = weight.flatten(1).contiguous()
-        bias = packed[2] if len(packed) > 2 else None
-        if bias is not None and weight is not None:
-            packed[2] = bias.to(weight.dtype).contiguous()
-        return packed
+        return packed(inputs, lambda weight: weight.flatten(1))
 
     def writes_over(self, operation: Operation, config: Config) -> frozenset[int]:
         """Z where the output starts as that; elsewhere the product is written before it is read."""

@@ -9,7 +9,7 @@ from peregrine.compiler.cost import cost, roofline_s
 from peregrine.compiler.operation import Operation
 from peregrine.compiler.operators import Activation, ActivationKind, Fused, Window
 from peregrine.compiler.tactics.base import Config, Device, Launch, Tactic
-from peregrine.compiler.tactics.epilogue import finish
+from peregrine.compiler.tactics.epilogue import finish, packed
 from peregrine.types import Support
 
 if TYPE_CHECKING:
@@ -65,14 +65,7 @@ class CudnnFused(Tactic):
         self, operation: Operation, config: Config, inputs: Sequence[torch.Tensor | None]
     ) -> list[torch.Tensor | None]:
         """W as (O, KH, KW, C / group), contiguous; B in W's dtype."""
-        packed = list(inputs)
-        weight = packed[1]
-        if weight is not None:
-            packed[1] = weight.permute(0, 2, 3, 1).contiguous()
-        bias = packed[2] if len(packed) > 2 else None
-        if bias is not None and weight is not None:
-            packed[2] = bias.to(weight.dtype).contiguous()
-        return packed
+        return packed(inputs, lambda weight: weight.permute(0, 2, 3, 1))
 
     def writes_over(self, operation: Operation, config: Config) -> frozenset[int]:
         """Z where the result is copied from a tensor of torch's."""

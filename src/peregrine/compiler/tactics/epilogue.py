@@ -1,14 +1,30 @@
-"""What a library's kernel leaves to be done on its output: bias, residual and activation."""
+"""What a library takes as weights, and what its kernel leaves to be done on its output: bias,
+residual and activation."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from peregrine.compiler.operators import Activation, ActivationKind
 
 if TYPE_CHECKING:
     import torch
+
+
+def packed(
+    inputs: Sequence[torch.Tensor | None], layout: Callable[[torch.Tensor], torch.Tensor]
+) -> list[torch.Tensor | None]:
+    """The inputs (X, W, B, Z) of which W, where it is given, lies as `layout` says, contiguous,
+    and B has its dtype: libraries take one."""
+    made = list(inputs)
+    weight = made[1]
+    bias = made[2] if len(made) > 2 else None
+    if weight is not None:
+        made[1] = layout(weight).contiguous()
+    if bias is not None and weight is not None:
+        made[2] = bias.to(weight.dtype).contiguous()
+    return made
 
 
 def finish(
