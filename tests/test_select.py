@@ -366,6 +366,24 @@ class TestBreakEven:
             "slow both": None,
         }
 
+    def test_the_final_is_believed_where_both_ran_in_it(self):
+        """Single runs, minutes apart, had it the other way round."""
+        rows = [
+            row("quick", measured(15), build=1.0),
+            row("slow build", measured(20), build=61.0),
+            row("no finalist", measured(12), build=2.5),
+        ]
+        rounds = [
+            FinalRound(number, id, 1, Boundary.HOST, (ms, ms, ms), 1e3 / ms, 0)
+            for number in (1, 2, 3)
+            for id, ms in (("quick", 40.0), ("slow build", 20.0))
+        ]
+        assert break_even(rows, Objective.latency(), rounds) == {
+            "quick": 0.0,
+            "slow build": pytest.approx(3000),
+            "no finalist": pytest.approx(500),
+        }
+
     def test_no_rows(self):
         assert break_even([], Objective.latency()) == {}
 

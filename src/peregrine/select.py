@@ -130,9 +130,12 @@ def decide(
     )
 
 
-def break_even(results: Sequence[CandidateResult], objective: Objective) -> dict[str, float | None]:
+def break_even(
+    results: Sequence[CandidateResult], objective: Objective, rounds: Sequence[FinalRound] = ()
+) -> dict[str, float | None]:
     """Inferences after which a row's longer build is repaid, against the valid row that was
-    built the quickest: extra build time over time saved per inference. By id.
+    built the quickest: extra build time over time saved per inference, in the final's rounds
+    where both ran in it. By id.
 
     0 for the quickest build itself, None (never) for a row that is no faster. An inference is
     one batch for a latency objective, one item otherwise. Rows that are not valid, or whose
@@ -148,10 +151,16 @@ def break_even(results: Sequence[CandidateResult], objective: Objective) -> dict
             rows[result.id] = (result.build_s, item_ms(m, objective) * items)
     if not rows:
         return {}
-    base_build, base_ms = min(rows.values())
+    field = _field(results, objective)
+    judge = _Judge(field, _times_of_rounds(results, rounds, field, objective), {})
+    entries = {e.id: e for e in field}
+    base = min(rows, key=rows.__getitem__)
     repaid: dict[str, float | None] = {}
     for id, (build, ms) in rows.items():
-        extra_ms = (build - base_build) * 1e3
+        extra_ms = (build - rows[base][0]) * 1e3
+        base_ms = rows[base][1]
+        if id in entries and base in entries and judge.paired(entries[id], entries[base]):
+            base_ms = ms / judge.slowdown(entries[id], entries[base]).mean
         if extra_ms <= 0:
             repaid[id] = 0.0
         else:

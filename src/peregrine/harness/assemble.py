@@ -134,7 +134,7 @@ def assemble(run: RunDirectory) -> Report:
     for reload in found.reloads:
         rows = [with_reload(row, reload) if row.id == reload.id else row for row in rows]
     rows = [_within_limits(row, request.objective) for row in rows]
-    repaid = break_even(rows, request.objective)
+    repaid = break_even(rows, request.objective, found.rounds)
     rows = [dataclasses.replace(row, break_even=repaid.get(row.id)) for row in rows]
     ranked = rank(rows, request.objective)
     winner = decide(ranked, found.rounds, rows, request.objective) if ranked else None
