@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from msgspec.structs import replace
 
 from compiler.tactics.operations import conv
 from compiler.test_lower import build
 from peregrine.compiler.lowered import Lowered
 from peregrine.compiler.operators import Window
-from peregrine.compiler.overlap import agree, overlapped, starting_early
+from peregrine.compiler.overlap import agree, may_pay, overlapped, starting_early
 from peregrine.compiler.plan import Memory, Plan, Step, Timed
 from peregrine.compiler.runtime import Executable
 from peregrine.compiler.tactics.base import Device
@@ -62,6 +63,21 @@ def test_no_kernel_starts_early_beside_a_library():
     kept = [old is new for old, new in zip(plan.steps, early.steps, strict=True)]
     assert kept == [False, True, True, True, False, True, True, True]
     assert starting_early(early) == early
+
+
+def test_kernels_that_take_long_are_not_tried():
+    plan = plan_of(*[("triton_conv", {"pdl": False})] * 4)
+    steps = plan.steps
+
+    def timed(*ms: float | None) -> Plan:
+        chosen = [replace(s.chosen, ms=t) for s, t in zip(steps, ms, strict=True)]
+        pairs = zip(steps, chosen, strict=True)
+        return replace(plan, steps=tuple(replace(s, chosen=c) for s, c in pairs))
+
+    assert may_pay(plan)  # nobody measured them
+    assert may_pay(timed(0.003, 0.002, None, 0.004))
+    assert may_pay(timed(0.003, 0.15, 0.003, 0.004))
+    assert not may_pay(timed(0.1, 0.07, 0.02, 0.05))
 
 
 def executables(lowered: Lowered, other: Lowered) -> list[Executable]:
