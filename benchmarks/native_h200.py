@@ -262,15 +262,14 @@ def _blamed(session: NativeSession, model: Model, target: Target) -> list[str]:
     """The steps of a wrong plan that are off, a line each; one that says so where none is."""
     import torch
 
-    from peregrine.backends.native import make_tuner
     from peregrine.compiler.blame import InTorch, blame
-    from peregrine.compiler.build import build
+    from peregrine.compiler.build import rebuild
+    from peregrine.compiler.devices import describe
     from peregrine.compiler.runtime import Executable
 
     executable = session.executable
     sizes = target.profile.opt
-    tuner = InTorch(make_tuner(target))
-    plan = build(model, sizes, Precision.FP16, tuner)
+    plan = rebuild(model, executable.plan, InTorch(describe(target.device)))
     reference = Executable(plan.plan, plan.weights, target.device)
     feeds = [
         {

@@ -7,9 +7,10 @@ import torch
 
 from compiler.test_lifetimes import blocks, build
 from compiler.test_lower import fire
-from peregrine.backends.native import NativeBackend, make_tuner
+from peregrine.backends.native import NativeBackend
 from peregrine.compiler.blame import InTorch, blame
-from peregrine.compiler.build import build as build_plan
+from peregrine.compiler.build import rebuild
+from peregrine.compiler.devices import describe
 from peregrine.compiler.runtime import Executable
 from peregrine.model.load import load
 from peregrine.types import Candidate, Precision, Profile, Target
@@ -64,11 +65,10 @@ def test_every_step_of_a_network_is_right_alone_and_in_a_graph(device, tmp_path)
     precision = Precision.FP16 if device != "cpu" else Precision.FP32
     candidate = Candidate("native", precision=precision)
     target = Target(device, Profile.fixed(model.sizes(2)))
-    tuner = InTorch(make_tuner(target))
-    lowered = build_plan(model, model.sizes(2), precision, tuner)
-    reference = Executable(lowered.plan, lowered.weights, device)
     with NativeBackend().compile(model, candidate, target) as session:
         executable = session.executable
+        lowered = rebuild(model, executable.plan, InTorch(describe(device)))
+        reference = Executable(lowered.plan, lowered.weights, device)
         sets = [feeds(executable, seed) for seed in range(3)]
         found = list(blame(executable, reference, sets))
     assert len(found) > 20

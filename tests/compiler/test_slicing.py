@@ -13,7 +13,8 @@ from compiler.fused_reference import run
 from compiler.passes.test_slice_batch import stem
 from compiler.test_lifetimes import run_poisoned
 from peregrine.compiler import slicing
-from peregrine.compiler.build import build
+from peregrine.compiler.blame import InTorch
+from peregrine.compiler.build import build, rebuild
 from peregrine.compiler.explain import arena_spans
 from peregrine.compiler.lower import Choice, lower
 from peregrine.compiler.lowered import Lowered
@@ -150,5 +151,7 @@ def test_a_network_in_parts_computes_the_same(tmp_path, any_size):
         executable.start()
         outputs.append(executable.outputs()[0].clone())
         arenas.append(made.plan.memory.arena)
+        again = rebuild(model, made.plan, InTorch(Device("cpu"))).plan
+        assert [step.outputs for step in again.steps] == [s.outputs for s in made.plan.steps]
     torch.testing.assert_close(*outputs, rtol=1e-3, atol=1e-4)
     assert arenas[0] < 0.8 * arenas[1]

@@ -13,11 +13,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import msgspec
-
-from peregrine.compiler.lower import Choice, Chooser
+from peregrine.compiler.lower import Choice
 from peregrine.compiler.operation import Operation
-from peregrine.compiler.plan import Place, Step
+from peregrine.compiler.plan import Place, Step, Timed
 from peregrine.compiler.runtime import Executable
 from peregrine.compiler.tactics import registry
 from peregrine.compiler.tactics.base import Device
@@ -31,20 +29,17 @@ _GRAPHS = 3
 
 
 class InTorch:
-    """Chooses `torch_ops` for what another chooser chose, at the times of that: `build` then makes
-    the same steps."""
+    """Chooses `torch_ops` for everything."""
 
-    def __init__(self, chooser: Chooser) -> None:
-        self._chooser = chooser
-        self.device: Device = chooser.device
+    def __init__(self, device: Device) -> None:
+        self.device = device
 
     def prepare(self, operations: Iterable[Operation]) -> None:
-        self._chooser.prepare(operations)
+        list(operations)  # they are drafted as they are asked for
 
     def choose(self, operation: Operation) -> Choice:
-        chosen = self._chooser.choose(operation).chosen
         tactic = registry.torch_ops()
-        return Choice(tactic, msgspec.structs.replace(chosen, tactic=tactic.name, config={}))
+        return Choice(tactic, Timed(tactic=tactic.name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +61,7 @@ def blame(
 
     Args:
         executable: to be judged; its inputs are written to.
-        reference: the same steps by `torch_ops`, from a plan built with `InTorch`.
+        reference: the same steps by `torch_ops`: `build.rebuild` with `InTorch`.
         feeds: inputs by the names of the plan's tensors; the first is what steps are judged on
             alone, all are in graphs.
 

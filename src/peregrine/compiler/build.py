@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+import msgspec
 
 from peregrine.compiler.lower import Chooser, lower
 from peregrine.compiler.lowered import Lowered
-from peregrine.compiler.plan import Step
-from peregrine.compiler.slicing import by_running, by_steps, sliced
+from peregrine.compiler.plan import Plan, Step
+from peregrine.compiler.slicing import Slices, by_running, by_steps, sliced
 from peregrine.types import Precision
 
 if TYPE_CHECKING:
@@ -44,15 +48,21 @@ def build(
     """
     from peregrine.compiler.passes import OPTIONAL, optimise
 
-    def lowered(**choice: Any) -> Lowered:
-        return lower(
-            optimise(_graph(model, dims, precision), **choice),
-            chooser,
-            dims=dims,
-            precision=precision,
-            name=model.name,
-            progress=progress,
+    def lowered(
+        fuse: Collection[str] | None = None,
+        apart: Collection[frozenset[str]] = (),
+        slices: Slices = MappingProxyType({}),
+    ) -> Lowered:
+        graph = optimise(_graph(model, dims, precision), fuse=fuse, apart=apart, slices=slices)
+        made = lower(
+            graph, chooser, dims=dims, precision=precision, name=model.name, progress=progress
         )
+        plan = msgspec.structs.replace(
+            made.plan,
+            apart=tuple(sorted(tuple(sorted(nodes)) for nodes in apart)),
+            slices=tuple((*chain, parts) for chain, parts in slices.items()),
+        )
+        return replace(made, plan=plan)
 
     whole, apart = lowered(), set[frozenset[str]]()
     optional = set(OPTIONAL)
@@ -62,6 +72,19 @@ def build(
     device = chooser.device
     clock = by_running(device) if device.is_cuda else by_steps
     return sliced(best, lambda slices: lowered(apart=apart, slices=slices), clock)
+
+
+def rebuild(model: Model, plan: Plan, chooser: Chooser) -> Lowered:
+    """The steps of a plan of this model again, as another chooser has them run."""
+    from peregrine.compiler.passes import optimise
+
+    precision = Precision(plan.precision)
+    graph = optimise(
+        _graph(model, plan.dims, precision),
+        apart=[frozenset(nodes) for nodes in plan.apart],
+        slices={(first, last): parts for first, last, parts in plan.slices},
+    )
+    return lower(graph, chooser, dims=plan.dims, precision=precision, name=plan.name)
 
 
 def faster_apart(

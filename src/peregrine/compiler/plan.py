@@ -115,6 +115,11 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     tensors: dict[str, Tensor]
     steps: tuple[Step, ...]
     memory: Memory
+    apart: tuple[tuple[str, ...], ...] = ()
+    """Sets of the user's nodes, by name, that were not fused: they are faster one by one."""
+    slices: tuple[tuple[str, str, int], ...] = ()
+    """Chains of steps, by the outputs of the first and of the last, that are done for a part of the
+    images at a time, and in how many parts."""
     capturable: bool = True
     """Whether an inference can be captured as a CUDA graph: nothing in it waits for the GPU."""
     notes: tuple[str, ...] = ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 
 import pytest
@@ -66,6 +67,7 @@ def test_residuals_are_written_over(name, layer):
         for c in configs
         if 3 in may_write_over(tactic, operation, config := c)
     }
+    tactic.compile(operation, list(picked.values()), cases.DEVICE)
     assert picked or name in ("cublaslt", "cudnn_fused")
     for config in picked.values():
         assert error_in_place(tactic, operation, config, 3) < 2e-3, config
@@ -81,12 +83,11 @@ def test_the_first_output_of_a_pair_is_written_over_its_residual():
             assert error_in_place(tactic, operation, config, 3) < 2e-3, config
 
 
-def test_what_has_another_type_or_starts_early_is_not_written_over():
+def test_what_has_another_type_is_not_written_over():
     layer = RESIDUALS["1x1"]
     tactic = registry.get("triton_conv")
     config = dict(tactic.serial(tactic.configs(layer, cases.H200)[0]))
     assert may_write_over(tactic, layer, config) == {3}
-    assert not may_write_over(tactic, layer, {**config, "pdl": True})
     plain = conv((3, 24, 7, 5), 40, ONE, dtype="float16")
     assert not may_write_over(tactic, plain, config)
     wider = replace(layer, outputs=(replace(layer.outputs[0], dtype="float32"),))
@@ -98,3 +99,25 @@ def test_what_a_window_slides_over_is_not_written_over_by_a_kernel():
     for name in ("triton_conv", "cublaslt", "cudnn_fused", "cudnn_graph"):
         tactic = registry.get(name)
         assert 0 not in tactic.writes_over(layer, {"epilogue": "accumulated"})
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("seed", range(4))
+def test_a_gpu_writes_over_residuals_of_odd_sizes(seed):
+    """Many programs at once, again and again: who reads what another one writes is found."""
+    chance = random.Random(seed)
+    n, c, o = chance.randrange(1, 20), 8 * chance.randrange(1, 20), 8 * chance.randrange(1, 30)
+    size = (chance.randrange(3, 40), chance.randrange(3, 40))
+    window = chance.choice([ONE, SAME])
+    layer = conv((n, c, *size), o, window, dtype="float16", residual=True)
+    layer = replace(layer, outputs=(layer.inputs[3],))
+    for name in ("triton_conv", "cublaslt", "cudnn_fused", "torch_ops"):
+        tactic = registry.get(name)
+        if not tactic.supports(layer, cases.DEVICE):
+            continue
+        configs = [tactic.serial(config) for config in tactic.configs(layer, cases.DEVICE)][:6]
+        tactic.compile(layer, configs, cases.DEVICE)
+        for config in configs:
+            if 3 in may_write_over(tactic, layer, config):
+                worst = max(error_in_place(tactic, layer, config, 3) for _ in range(3))
+                assert worst < 2e-3, (name, config)
