@@ -115,3 +115,38 @@ def test_odd_sizes_on_a_gpu(seed):
         slice_of=channels + 2 * chance.randint(0, 5),
     )
     assert cases.worst(TritonDepthwiseWalk(), operation, seed=seed) < TOLERANCE[dtype]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("channels", "size", "kernel", "stride"),
+    [
+        (32, 112, 3, 1),
+        (96, 112, 3, 2),
+        (144, 56, 3, 1),
+        (144, 56, 3, 2),
+        (192, 28, 3, 1),
+        (192, 28, 3, 2),
+        (384, 14, 3, 1),
+        (576, 14, 3, 2),
+        (960, 7, 3, 1),
+        (144, 56, 5, 2),
+        (240, 28, 5, 1),
+        (672, 14, 5, 1),
+        (672, 14, 5, 2),
+        (1152, 7, 5, 1),
+    ],
+)
+def test_layers_of_networks_on_a_gpu(channels, size, kernel, stride):
+    """MobileNetV2's and EfficientNet-Lite0's, every configuration."""
+    pad = kernel // 2
+    window = Window((kernel, kernel), (stride, stride), (pad, pad, pad, pad))
+    operation = conv(
+        (64, channels, size, size),
+        channels,
+        window,
+        dtype="float16",
+        group=channels,
+        activation=_CLIP,
+    )
+    assert cases.worst(TritonDepthwiseWalk(), operation) < TOLERANCE["float16"]

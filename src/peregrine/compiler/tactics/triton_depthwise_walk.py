@@ -18,8 +18,12 @@ from peregrine.types import Support
 if TYPE_CHECKING:
     import torch
 
-_TRIED = 8
-"""Configurations of one operation that are compiled and timed."""
+_SHAPES = 6
+"""Of strips, of which one configuration each is compiled and timed."""
+_TWICE = 2
+"""Of the best of them another one, with other warps and, where that costs little, other rows."""
+_CLOSE = 1.04
+"""Times the best's prediction: little."""
 _REGISTERS = 240
 """Of a lane, which may have 255."""
 _INSTRUCTIONS = 5.6e9
@@ -45,6 +49,11 @@ class _Walk:
 
     def config(self) -> dict[str, int]:
         return {name: int(getattr(self, name)) for name in self.__slots__}
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of a strip."""
+        return self.columns, self.vector
 
     def parts(self, operation: Operation) -> int:
         return math.ceil(_nhwc.shape(operation.outputs[0])[2] / self.rows)
@@ -90,11 +99,17 @@ class TritonDepthwiseWalk(Tactic):
         return Support.no(problem) if problem else Support.yes()
 
     def configs(self, operation: Operation, device: Device) -> Sequence[Config]:
-        found = sorted(
-            _walks(operation, device), key=lambda walk: _predict(operation, walk, device)
-        )
+        predicted = {walk: _predict(operation, walk, device) for walk in _walks(operation, device)}
+        found = sorted(predicted, key=lambda walk: predicted[walk])
+        # What a lane does counts more than how many there are, and is predicted worse.
+        shapes = {walk.shape: walk for walk in reversed(found)}
+        tried = sorted(shapes.values(), key=found.index)[:_SHAPES]
+        for best in tried[:_TWICE]:
+            others = [w for w in found if w.shape == best.shape and w.warps != best.warps]
+            close = [w for w in others if predicted[w] < _CLOSE * predicted[best]]
+            tried += ([w for w in close if w.rows != best.rows] or others)[:1]
         pdl = _nhwc.pdl(device)
-        return [{**walk.config(), "pdl": pdl} for walk in found[:_TRIED]]
+        return [{**walk.config(), "pdl": pdl} for walk in tried]
 
     def predict(self, operation: Operation, config: Config, device: Device) -> float:
         return _predict(operation, _Walk.read(config), device)
@@ -221,15 +236,15 @@ def _walks(operation: Operation, device: Device) -> Iterator[_Walk]:
     window = Window.read(operation.attributes)
     _, _, oh, ow = _nhwc.shape(operation.outputs[0])
     widest = _widest(operation)
+    # Loads of 4 bytes pay only where the weights of a large window leave no registers.
+    small = math.prod(window.kernel) < 16 and widest % 4 == 0
     for columns in (1, 2, 3, 4, 5, 7):
         # No more columns than there are, and few that are computed in vain.
         if columns > ow or math.ceil(ow / columns) * columns > 1.25 * ow:
             continue
-        for vector in (2, 4, 8):
+        for vector in (4, 8) if small else (2, 4, 8):
             one = _Walk(columns, vector, oh, 1)
-            if widest % vector or one.registers(window) > _REGISTERS:
-                continue
-            if columns * vector < 8:
+            if widest % vector or one.registers(window) > _REGISTERS or columns * vector < 8:
                 continue
             for parts in (1, 2, 4, 8, 16):
                 rows = math.ceil(oh / parts)
@@ -253,9 +268,11 @@ def _predict(operation: Operation, walk: _Walk, device: Device) -> float:
     steps = walk.rows + (window.kernel[0] - 1 - window.pads[0]) // window.strides[0]
     warps = walk.blocks(operation) * walk.parts(operation) * walk.warps
     buffer = taps * walk.vector * x.itemsize * 32 * (_STAGES - 1)
-    resident = min(64, 2048 // walk.registers(window), _SHARED_MEMORY // buffer)
-    waves = math.ceil(warps / (device.multiprocessors * resident))
-    alone = waves * (1e-6 + steps * 0.3e-6)
-    computing = warps / device.multiprocessors * steps * each / _INSTRUCTIONS
-    memory = _nhwc.moved(operation) / device.bandwidth
-    return _nhwc.START + max(math.hypot(computing, memory), alone)
+    resident = min(64, 2048 // walk.registers(window), max(1, _SHARED_MEMORY // buffer))
+    waves = warps / (device.multiprocessors * resident)
+    alone = math.ceil(waves) * (1e-6 + steps * 0.3e-6)
+    # The fewer warps, the less they hide each other's latencies.
+    computing = warps / device.multiprocessors * steps * each / _INSTRUCTIONS * (1 + 4 / resident)
+    again = (window.kernel[0] - window.strides[0]) / (window.strides[0] * walk.rows)
+    memory = _nhwc.moved(operation) / device.bandwidth * (1 + 0.1 * again)
+    return _nhwc.START + max(math.hypot(computing, memory) * (1 + 0.02 / waves), alone)
