@@ -39,7 +39,7 @@ from peregrine.harness.together import measure_together
 from peregrine.model.graphs import Graph
 from peregrine.model.model import Model
 from peregrine.results import Boundary, to_builtins
-from peregrine.types import Array, Candidate, Profile, Target
+from peregrine.types import Array, Candidate, Profile, Target, physical_cores
 
 if TYPE_CHECKING:
     from peregrine.conversion.repair import Repairer
@@ -82,6 +82,10 @@ class Commands:
 
     def prepare(self, source: str, directory: str, options: Mapping[str, Any]) -> dict[str, Any]:
         """Load a model from what the user named into a model directory, out of harm's way."""
+        from peregrine.model.probe import CHECK_THREADS
+
+        # PyTorch reads it when it is imported.
+        os.environ.setdefault("OMP_NUM_THREADS", str(min(CHECK_THREADS, physical_cores())))
         from peregrine.model.inputs import parse_input
         from peregrine.model.load import load
 

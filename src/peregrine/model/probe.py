@@ -7,7 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from peregrine.errors import Unsupported
-from peregrine.types import Array, Dim, Feeds, TensorSpec
+from peregrine.types import Array, Dim, Feeds, TensorSpec, physical_cores
+
+CHECK_THREADS = 4
+"""Threads for the few images that a network is prepared and checked with. One for each of many
+processors would gain little, and wait for each other wherever something else is at work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +34,8 @@ class OnnxRunner:
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # what goes wrong is raised; the rest is noise here
+        options.intra_op_num_threads = min(CHECK_THREADS, physical_cores())
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self._session = onnxruntime.InferenceSession(
                 str(path), options, providers=["CPUExecutionProvider"]
