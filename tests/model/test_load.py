@@ -1,3 +1,4 @@
+import json
 import os
 import shutil
 
@@ -33,6 +34,27 @@ def test_a_file_a_proto_and_what_they_say_of_themselves(tmp_path, linear_graph):
     assert from_memory.name == "mine"
     assert from_memory.inputs == from_file.inputs
     assert from_memory.sha256 == from_file.sha256
+
+
+PHOTOS = {"size": 8, "resize": "short side 10, bilinear", "scale": "0..1"}
+
+
+@pytest.mark.parametrize("said", [PHOTOS, {"preprocessing": PHOTOS, "source": "elsewhere"}])
+def test_a_json_file_beside_says_how_photos_become_inputs(tmp_path, linear_graph, said):
+    onnx.save(linear_graph, tmp_path / "m.onnx")
+    (tmp_path / "m.json").write_text(json.dumps(said))
+    assert load(tmp_path / "m.onnx", tmp_path / "a").preprocessing == PHOTOS
+
+
+@pytest.mark.parametrize(
+    ("said", "noted"), [({"size": 8, "crop": "left"}, True), ({"epochs": 3}, False), ([], True)]
+)
+def test_a_json_file_beside_that_says_something_else(tmp_path, linear_graph, said, noted):
+    onnx.save(linear_graph, tmp_path / "m.onnx")
+    (tmp_path / "m.json").write_text(json.dumps(said))
+    model = load(tmp_path / "m.onnx", tmp_path / "a")
+    assert not model.preprocessing
+    assert any("m.json" in note for note in model.notes) is noted
 
 
 def test_the_directory_stands_without_the_file(tmp_path, linear_graph):

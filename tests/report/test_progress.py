@@ -135,6 +135,18 @@ def test_time_left_is_learnt_from_rows_that_ran(report: Report) -> None:
     assert tally.left == 18.0
 
 
+def test_rows_are_counted_that_run(report: Report) -> None:
+    first, second, *_ = report.candidates
+    absent = next(c for c in report.candidates if not c.measurements)
+    tally = Tally(lambda: 0.0)
+    tally.take(Planned((first.id,)))
+    tally.take(CandidateDone(absent))
+    assert (tally.done, tally.total) == (0, 1)
+    tally.take(CandidateDone(first))
+    tally.take(CandidateStarted(second.id))  # a repair that nobody had planned
+    assert (tally.done, tally.total) == (1, 2)
+
+
 def test_a_hostile_row_cannot_move_the_cursor(hostile: Report) -> None:
     console = terminal()
     with live(console) as observe:

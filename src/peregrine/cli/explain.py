@@ -15,7 +15,7 @@ def explain(
     engine: Annotated[
         Path,
         typer.Argument(
-            metavar="ENGINE", help="A directory of the native engine, or a bundle that holds one."
+            metavar="ENGINE", help="A run, a bundle or a directory that holds an engine of it."
         ),
     ],
     html: Annotated[

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from peregrine.errors import Unsupported
+from peregrine.errors import OptionError, Unsupported
 from peregrine.model import graph_facts, onnx_file, symbols
+from peregrine.model.images import Preprocessing
 from peregrine.model.inputs import random_array
 from peregrine.model.model import Model
 from peregrine.model.options import LoadOptions
@@ -137,13 +138,18 @@ def _foreign(graph: onnx.ModelProto) -> Sequence[str]:
 
 
 def _sidecar(path: Path) -> tuple[Mapping[str, Any], tuple[str, ...]]:
-    """Preprocessing from `NAME.json` beside `NAME.onnx`, when there is one that says it."""
+    """Preprocessing from `NAME.json` beside `NAME.onnx`, when there is one that says it: among
+    other things, or nothing else."""
     beside = path.with_suffix(".json")
     try:
-        said = json.loads(beside.read_text()).get("preprocessing")
+        record = json.loads(beside.read_text())
+        said = record.get("preprocessing")
+        if said is None and "size" in record:
+            Preprocessing.parse(record)
+            said = record
     except FileNotFoundError:
         return {}, ()
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, OptionError) as error:
         return {}, (f"{beside.name} beside the model was not understood ({error})",)
     # Prose says it to people only; whoever feeds photos is asked for the data form then.
     return (dict(said) if isinstance(said, Mapping) else {}), ()

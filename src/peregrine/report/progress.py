@@ -70,6 +70,7 @@ class Tally:
             case Planned():
                 self._rows = set(event.candidates)
             case CandidateStarted():
+                self._rows.add(event.candidate)  # a repaired one was not planned
                 self._row_began = self._clock()
                 self._doing("starting", event.candidate)
             case PhaseStarted():
@@ -102,11 +103,12 @@ class Tally:
 
     @property
     def total(self) -> int:
-        return len(self._rows | self._done)
+        """Rows that are run, without those that cannot."""
+        return len(self._rows)
 
     @property
     def done(self) -> int:
-        return len(self._done)
+        return len(self._done & self._rows)
 
     @property
     def elapsed(self) -> float:
