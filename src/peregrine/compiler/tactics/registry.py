@@ -23,6 +23,8 @@ _TACTICS = {
     "triton_pointwise_pair": "triton_pointwise_pair:TritonPointwisePair",
     "triton_stem": "triton_stem:TritonStem",
     "triton_conv_max_pool": "triton_stem:TritonConvMaxPool",
+    "triton_stem_planes": "triton_stem_planes:TritonStemPlanes",
+    "triton_conv_max_pool_planes": "triton_stem_planes:TritonConvMaxPoolPlanes",
     "triton_depthwise": "triton_depthwise:TritonDepthwise",
     "triton_depthwise_walk": "triton_depthwise_walk:TritonDepthwiseWalk",
     "triton_depthwise_pointwise": "triton_depthwise_pointwise:TritonDepthwisePointwise",
