@@ -121,8 +121,14 @@ def ast_source(kernel: Mapping[str, Any]) -> Any:
 
     from triton.compiler import ASTSource
 
-    return ASTSource(
-        getattr(import_module(kernel["module"]), kernel["name"]),
+    function = getattr(import_module(kernel["module"]), kernel["name"])
+    source = ASTSource
+    if function.is_gluon():
+        from triton.experimental.gluon._runtime import GluonASTSource
+
+        source = GluonASTSource
+    return source(
+        function,
         kernel["signature"],
         {tuple(path): value for path, value in kernel["constants"]},
         {tuple(path): value for path, value in kernel["attributes"]},

@@ -18,6 +18,8 @@ _TACTICS = {
     "cudnn_graph": "cudnn_graph:CudnnGraph",
     "cublaslt": "cublaslt:CublasLt",
     "cudnn_fused": "cudnn_fused:CudnnFused",
+    "gluon_rows": "gluon_rows:GluonRows",
+    "gluon_pointwise": "gluon_pointwise:GluonPointwise",
     "triton_conv": "triton_conv:TritonConv",
     "triton_branches": "triton_branches:TritonBranches",
     "triton_pointwise_pair": "triton_pointwise_pair:TritonPointwisePair",

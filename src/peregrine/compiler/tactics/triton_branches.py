@@ -52,7 +52,7 @@ class TritonBranches(Tactic):
         present = {i for i, kind in enumerate(operation.inputs) if i and kind is not None}
         if not present <= operation.constants:
             return Support.no("its weights are no constants")
-        for branch in _branches(operation):
+        for branch in branches(operation):
             layer = Layer.read(branch)
             if isinstance(layer, str):
                 return Support.no(layer)
@@ -119,7 +119,7 @@ class TritonBranches(Tactic):
         from peregrine.compiler.kernels import conv_branches
 
         tiling = Tiling.read(config)
-        pointwise, window = (read_layer(branch) for branch in _branches(operation))
+        pointwise, window = (read_layer(branch) for branch in branches(operation))
         x, w1, bias1, w2, bias2, y = tensors or _stand_ins(operation)
         assert x is not None
         assert w1 is not None
@@ -175,7 +175,7 @@ class TritonBranches(Tactic):
         )
 
 
-def _branches(operation: Operation) -> tuple[Operation, Operation]:
+def branches(operation: Operation) -> tuple[Operation, Operation]:
     """The two as convolutions of their own, Y as a slice of the joint one."""
     x, w1, b1, w2, b2 = [*operation.inputs, None][:5]
     window = Window.read(operation.attributes)
@@ -203,7 +203,7 @@ def _branches(operation: Operation) -> tuple[Operation, Operation]:
 def _product(operation: Operation) -> Product:
     """The window's, with the columns of both: the pointwise ones cost less, but the last of the
     others to end decides. TMA takes stride 1 only."""
-    pointwise, window = (read_layer(branch).product for branch in _branches(operation))
+    pointwise, window = (read_layer(branch).product for branch in branches(operation))
     return replace(
         window,
         n=pointwise.n + window.n,
