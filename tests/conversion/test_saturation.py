@@ -14,8 +14,10 @@ from peregrine.conversion import saturation
 from peregrine.conversion.calibration import Calibration
 from peregrine.conversion.convert import convert
 from peregrine.conversion.dynamic import make_dynamic
+from peregrine.conversion.nncf import make_nncf
 from peregrine.conversion.quantize import make_static
 from peregrine.conversion.ranges import open_session
+from peregrine.conversion.untracked import import_openvino
 from peregrine.model.graphs import Graph
 from peregrine.model.load import load
 
@@ -95,6 +97,22 @@ def test_weights_keep_to_the_bits_that_are_safe(
     weights = _integer_weights(work.out / "model.onnx")
     assert weights
     assert max(np.abs(w.astype(int)).max() for w in weights) == most
+    assert made.notes == notes
+
+
+@pytest.mark.parametrize(("flags", "notes"), [(AVX2, (saturation.NOTE,)), (VNNI, ())])
+def test_so_do_those_of_nncf(flags, notes, processor, tmp_path):
+    pytest.importorskip("nncf")
+    processor(flags)
+    work = job(small("residual", tmp_path), Graph.NNCF, tmp_path, calibrator="minmax")
+    made = make_nncf(work)
+    operators = import_openvino().Core().read_model(work.out / made.file).get_ops()
+    constants = [op for op in operators if op.get_type_name() == "Constant"]
+    weights = [op.data for op in constants if op.get_element_type().get_type_name() == "i8"]
+    largest = [int(np.abs(w.astype(int)).max()) for w in weights if w.ndim > 1]
+    assert len(largest) > 1
+    assert min(largest) <= 64  # nncf's first layer, everywhere
+    assert (max(largest) <= 64) is bool(notes)
     assert made.notes == notes
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from peregrine.conversion import saturation
 from peregrine.conversion.job import GRAPH_FILE, IR_FILE, Job, Made
 from peregrine.conversion.quiet import quiet
 from peregrine.conversion.untracked import import_nncf, import_openvino
@@ -48,6 +49,7 @@ def make_nncf(job: Job) -> Made:
             why=str(error),
             fix="pip install 'peregrine-inference[openvino]'",
         ) from error
+    seven_bits = saturation.reduces_range(job.graph)
     names = {spec.name for spec in job.model.inputs}
     items = [
         {name: value for name, value in item.items() if name in names}
@@ -62,6 +64,11 @@ def make_nncf(job: Job) -> Made:
                 nncf.Dataset(items),
                 subset_size=len(items),
                 fast_bias_correction=True,
+                advanced_parameters=nncf.AdvancedQuantizationParameters(
+                    overflow_fix=(
+                        nncf.OverflowFix.ENABLE if seven_bits else nncf.OverflowFix.FIRST_LAYER
+                    )
+                ),
                 model_type=nncf.ModelType.TRANSFORMER if has_attention(job.prepared) else None,
                 # Not validated: a layer that OpenVINO fused away needs no leaving out.
                 ignored_scope=nncf.IgnoredScope(
@@ -91,7 +98,10 @@ def make_nncf(job: Job) -> Made:
         calibrator="minmax",
         converted=dict(converted),
         left=dict(left),
-        notes=("Quantised as a transformer.",) if has_attention(job.prepared) else (),
+        notes=(
+            *(("Quantised as a transformer.",) if has_attention(job.prepared) else ()),
+            *((saturation.NOTE,) if seven_bits else ()),
+        ),
     )
 
 

@@ -22,10 +22,11 @@ NOTE = (
 
 _X86 = frozenset({"x86_64", "amd64", "i386", "i686"})
 _VNNI = frozenset({"avx512_vnni", "avx_vnni"})
-_FOR_THE_CPU = (Graph.U8S8, Graph.DYNAMIC)
-"""Graphs of unsigned activations and signed weights that only a CPU runs. S8S8 is TensorRT's; nncf
-keeps to rules of its own (half the range in the first layer; in all layers it measured no better
-on a CPU without VNNI)."""
+_FOR_THE_CPU = (Graph.U8S8, Graph.DYNAMIC, Graph.NNCF)
+"""Graphs of unsigned activations and signed weights that only a CPU runs. S8S8 is TensorRT's. nncf
+by itself has 7 bits in the first layer alone; with them in all layers, on a CPU without VNNI and
+calibrated on 40 photos, the trained EfficientNet-Lite0 was off by 0.23 of its norm instead of 0.32
+(with 8 bits throughout 0.48), a compressed SqueezeNet by 0.075 instead of 0.061 (0.14)."""
 
 
 def saturates(flags: Collection[str] | None = None, machine: str = "") -> bool:

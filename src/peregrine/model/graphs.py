@@ -30,7 +30,7 @@ class Graph(enum.StrEnum):
     FP8 = "fp8"
     """Q/DQ in FP8 E4M3, activations per tensor, weights per channel, over an fp16 graph."""
     NNCF = "nncf"
-    """OpenVINO's own quantiser, written as its IR."""
+    """OpenVINO's own quantiser, written as its IR; weights as of U8S8."""
     DYNAMIC = "dynamic"
     """Weights in int8, activations quantised as they come: recurrent networks, transformers."""
 
