@@ -144,7 +144,7 @@ def test_a_network_in_parts_computes_the_same(tmp_path, any_size):
     feeds = random_feeds(model, 6, 3)
     outputs, arenas = [], []
     for ms in (by_size, lambda operation: None):
-        made = build(model, sizes, Precision.FP32, Clock(ms))
+        made = build(model, sizes, Precision.FP32, Clock(ms), slices=True)
         executable = Executable(made.plan, made.weights, "cpu")
         for name, buffer in executable.inputs.items():
             buffer.copy_(torch.from_numpy(feeds[name]))

@@ -34,9 +34,11 @@ if TYPE_CHECKING:
     from peregrine.compiler.runtime import Executable
 
 _CUDA = (Precision.FP32, Precision.TF32, Precision.FP16, Precision.BF16)
-DEFAULTS: dict[str, object] = {"overlap": True}
+DEFAULTS: dict[str, object] = {"overlap": True, "slices": False}
 """`overlap`: kernels may start before the one ahead has ended (programmatic dependent launch), in
-plans that give the same outputs with it, bit by bit, and are faster (`compiler.overlap`)."""
+plans that give the same outputs with it, bit by bit, and are faster (`compiler.overlap`).
+`slices`: the steps around the largest tensors may be done for a part of the images at a time,
+where that costs no time (`compiler.slicing`): less memory, for a build of several times as long."""
 _PLANS_KEPT = 4
 """Sizes whose tensors stay on the device; others are built again when they come."""
 
@@ -222,6 +224,7 @@ class NativeBackend(Backend):
     """On a CPU every operation runs in PyTorch: right, and as fast as that."""
 
     name: ClassVar[str] = "native"
+    times_kernels: ClassVar[bool] = True
     distributions: ClassVar[tuple[str, ...]] = (
         "torch",
         "triton",
@@ -344,7 +347,8 @@ def _lower(
 
     options = options_of(candidate, DEFAULTS)
     try:
-        lowered = build(model, sizes, candidate.precision, tuner)
+        slices = bool(options["slices"])
+        lowered = build(model, sizes, candidate.precision, tuner, slices=slices)
         if options["overlap"]:
             lowered = overlapped(lowered, tuner.device)
         return lowered.on("cpu")

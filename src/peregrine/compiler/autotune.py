@@ -24,6 +24,7 @@ from peregrine.compiler.operation import Operation, TensorType
 from peregrine.compiler.operators import DOMAIN
 from peregrine.compiler.plan import Timed
 from peregrine.compiler.tactics import registry
+from peregrine.compiler.tactics._triton import trying, unload
 from peregrine.compiler.tactics._triton_compile import stop
 from peregrine.compiler.tactics.base import Config, Device, Launch, Tactic, may_write_over
 from peregrine.compiler.timings import TimingCache, timing_key
@@ -138,9 +139,11 @@ class Autotuner:
             self._cache.flush()
 
     def release(self) -> None:
-        """Give back the device memory that trials have left with libraries and the allocator."""
+        """Give back the device memory that trials have left with libraries, the allocator and the
+        driver."""
         if self.device.is_cuda:
             release(self.device.name)
+            unload()
 
     def _chosen(self, operation: Operation) -> Choice:
         contenders = self._contenders(operation)
@@ -165,7 +168,10 @@ class Autotuner:
             known = _by_tactic(contenders).keys() - _by_tactic(unknown).keys()
             for name in sorted(known):
                 found += self._cache.get(timing_key(registry.get(name), operation)) or ()
-        measured = self._compete(operation, unknown) if unknown else []
+        measured = []
+        if unknown:
+            with trying():
+                measured = self._compete(operation, unknown)
         if self._cache is not None:
             for name in _by_tactic(unknown):
                 own = tuple(timed for timed in measured if timed.tactic == name)

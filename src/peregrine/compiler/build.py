@@ -27,19 +27,21 @@ def build(
     precision: Precision,
     chooser: Chooser,
     *,
+    slices: bool = False,
     progress: Callable[[int, int, str], None] = lambda done, total, what: None,
 ) -> Lowered:
     """Rebuild a model's graph for one device.
 
     Optional fused operators are measured against their parts, each for itself, and the graph is
-    rebuilt without those that do not pay. Then steps around the largest tensors are done for a
-    part of the images at a time, where that pays (`slicing`).
+    rebuilt without those that do not pay.
 
     Args:
         model: with an ONNX graph.
         dims: the size of every input symbol.
         precision: of its arithmetic; inputs and outputs keep their dtypes.
         chooser: the autotuner of the device.
+        slices: whether to try the steps around the largest tensors for a part of the images at a
+            time (`slicing`), which saves memory and takes several builds.
         progress: told (steps done, steps in all, the operator that is next).
 
     Raises:
@@ -69,9 +71,11 @@ def build(
     if any(step.operation.operator in optional and step.chosen.ms for step in whole.plan.steps):
         apart = faster_apart(whole.plan.steps, lowered(fuse=()).plan.steps, optional)
     best = lowered(apart=apart) if apart else whole
+    if not slices:
+        return best
     device = chooser.device
     clock = by_running(device) if device.is_cuda else by_steps
-    return sliced(best, lambda slices: lowered(apart=apart, slices=slices), clock)
+    return sliced(best, lambda chains: lowered(apart=apart, slices=chains), clock)
 
 
 def rebuild(model: Model, plan: Plan, chooser: Chooser) -> Lowered:

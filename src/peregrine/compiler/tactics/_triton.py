@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 
 _launched: list[Any] | None = None
 """Compiled kernels launched while `launched` is entered."""
+_trying = False
+_tried: dict[int, tuple[Any, Any]] = {}
+"""Function and compiled kernel, by the kernel's id, of what trials have launched."""
+_serving: dict[int, tuple[Any, Any]] = {}
+"""The same of what was launched otherwise, and may be part of a CUDA graph for as long as a
+session lives."""
 
 
 def interpreted() -> bool:
@@ -64,8 +70,11 @@ class Kernel:
     def launch(self) -> None:
         """On the current stream."""
         compiled = self.function[self.grid](**self.arguments, **self.options)
-        if _launched is not None and compiled is not None:
+        if compiled is None:  # the interpreter's
+            return
+        if _launched is not None:
             _launched.append(compiled)
+        (_tried if _trying else _serving)[id(compiled)] = (self.function, compiled)
 
 
 @contextmanager
@@ -77,6 +86,37 @@ def launched() -> Iterator[list[Any]]:
         yield _launched
     finally:
         _launched = before
+
+
+@contextmanager
+def trying() -> Iterator[None]:
+    """What is launched meanwhile is for a trial, and `unload` may take it off the device."""
+    global _trying
+    before, _trying = _trying, True
+    try:
+        yield
+    finally:
+        _trying = before
+
+
+def unload() -> None:
+    """Take the kernels that only trials have launched off the current device. A build loads
+    several hundred, and the driver keeps about 1 MiB for each. No CUDA graph may hold one of them;
+    one that is launched again is loaded again, from Triton's cache."""
+    lost = {key: found for key, found in _tried.items() if key not in _serving}
+    _tried.clear()
+    if not lost:
+        return
+    import ctypes
+
+    driver = ctypes.CDLL("libcuda.so.1")
+    for function, kernel in lost.values():
+        for caches in function.device_caches.values():
+            for key in [key for key, cached in caches[0].items() if cached is kernel]:
+                del caches[0][key]
+        if kernel.module is not None:
+            driver.cuModuleUnload(ctypes.c_void_p(kernel.module))
+            kernel.module = kernel.function = None
 
 
 def compile_ahead(kernels: Sequence[Kernel], device: Device) -> None:

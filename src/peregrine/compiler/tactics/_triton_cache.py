@@ -7,8 +7,9 @@ list of kernels needs, `restore` puts it where Triton will look.
 Where that is depends on more than the kernel: on which `ptxas` and which `libdevice` a compilation
 would use, and both follow environment variables that other libraries set on their way, as
 torch.compile does in the process that it compiles in. So each kernel is kept with what it was
-compiled from, and `restore` asks for the hash that it has here. Of another version of Triton the
-hashes differ: the entries are then not found, and the kernels are compiled again.
+compiled from and the options of its launch, and `restore` asks for the hash that it has here. Of
+another version of Triton the hashes differ: the entries are then not found, and the kernels are
+compiled again. So they are where an entry can't be restored.
 """
 
 from __future__ import annotations
@@ -18,80 +19,99 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from peregrine.compiler.tactics._triton import Launched
 
 _KEPT = (".cubin", ".json")
 """Of a kernel's files, what its launch reads; the rest are stages of its compilation."""
 _SOURCE = "kernel.source"
 """What a kernel was compiled from, as `_triton_compile.ast_source` reads it; ours, not Triton's."""
-_OPTIONS = ("num_warps", "num_stages", "launch_pdl")
-"""Those that `_triton.Kernel` sets; the others are Triton's own, here as there."""
 
 
-def collect(kernels: Iterable[Any]) -> dict[str, bytes]:
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """What `restore` did."""
+
+    written: int
+    """Files."""
+    problems: tuple[str, ...] = ()
+    """Why entries could not be restored, a line each; their kernels are compiled again."""
+
+
+def collect(kernels: Iterable[Launched]) -> dict[str, bytes]:
     """Files that these need, by `entry/name`.
 
     Args:
-        kernels: compiled kernels, as `_triton.launched` lists them.
+        kernels: as `_triton.launched` lists them.
     """
     files: dict[str, bytes] = {}
-    for kernel in kernels:
+    for launched in kernels:
+        kernel = launched.compiled
         for name, path in kernel.metadata_group.items():
             if name.endswith(_KEPT):
                 files[_key(Path(path))] = Path(path).read_bytes()
             if name.endswith(".json"):
-                files[f"{Path(path).parent.name}/{_SOURCE}"] = _source(kernel)
+                files[f"{Path(path).parent.name}/{_SOURCE}"] = _source(launched)
         for module in _launchers(kernel):
             path = Path(str(module.__file__))
             files[_key(path)] = path.read_bytes()
     return files
 
 
-def restore(files: Mapping[str, bytes]) -> int:
-    """Put what `collect` gave into Triton's cache; entries that are there stay as they are.
-
-    Returns:
-        How many files were written.
-
-    Raises:
-        ValueError: a name that is none of `collect`'s.
-    """
+def restore(files: Mapping[str, bytes]) -> Restored:
+    """Put what `collect` gave into Triton's cache; entries that are there stay as they are. One
+    that can't be restored, for whatever reason, is left out."""
     from triton import knobs
 
     root = Path(knobs.cache.dir)
-    entries: dict[str, list[str]] = {}
-    for key in files:
-        entry, slash, name = key.partition("/")
-        if not slash or not entry.isalnum() or name != Path(name).name or name.startswith("."):
-            raise ValueError(f"{key!r} is no entry of Triton's cache")
-        entries.setdefault(entry, []).append(name)
-    written = 0
-    for entry, names in entries.items():
-        missing = {name: files[f"{entry}/{name}"] for name in names if name != _SOURCE}
-        directory = root / entry
-        if _SOURCE in names:
-            names.remove(_SOURCE)
-            (metadata,) = (json.loads(missing[name]) for name in names if name.endswith(".json"))
-            directory = root / _entry_here(json.loads(files[f"{entry}/{_SOURCE}"]), metadata, entry)
-        directory.mkdir(parents=True, exist_ok=True)
-        for name in names:
-            if name.endswith(".json"):
-                # Triton finds the files of a kernel by this list of absolute paths.
-                paths = {other: str(directory / other) for other in names}
-                missing[f"__grp__{name}"] = json.dumps({"child_paths": paths}).encode()
-        # The list last: whoever sees it finds all that it names.
-        for name, data in missing.items():
-            if not (directory / name).exists():
-                _write(directory / name, data)
-                written += 1
-    return written
+    written, problems = 0, []
+    entries: dict[str, dict[str, bytes]] = {}
+    for key, data in files.items():
+        entry, _, name = key.partition("/")
+        if not entry.isalnum() or not name or name != Path(name).name or name.startswith("."):
+            problems.append(f"{key!r} is no entry of Triton's cache")
+        else:
+            entries.setdefault(entry, {})[name] = data
+    for entry, parts in entries.items():
+        try:
+            written += _restore(root, entry, parts)
+        except Exception as error:  # noqa: BLE001 - Triton's own, too, of what it can't read
+            reason = (str(error).strip().splitlines() or [""])[0]
+            problems.append(f"{min(parts)}: {type(error).__name__}: {reason}")
+    return Restored(written, tuple(problems))
 
 
-def _source(kernel: Any) -> bytes:
-    """What a compiled kernel was compiled from, as JSON."""
-    source = kernel.src
+def _restore(root: Path, entry: str, parts: Mapping[str, bytes]) -> int:
+    """Put one entry's files, by name, into the cache; returns how many were not there."""
+    files = {name: data for name, data in parts.items() if name != _SOURCE}
+    directory = root / entry
+    names = [name for name in files if name.endswith(".json")]
+    if _SOURCE in parts or names:
+        (name,) = names
+        if Path(name).with_suffix(".cubin").name not in files:
+            raise ValueError("the entry has no binary")
+        metadata = json.loads(files[name])
+        if _SOURCE in parts:
+            directory = root / _entry_here(json.loads(parts[_SOURCE]), metadata, entry)
+        # Triton finds the files of a kernel by this list of absolute paths. It is written last:
+        # whoever sees it finds all that it names.
+        paths = {other: str(directory / other) for other in files}
+        files[f"__grp__{name}"] = json.dumps({"child_paths": paths}).encode()
+    directory.mkdir(parents=True, exist_ok=True)
+    missing = [name for name in files if not (directory / name).exists()]
+    for name in missing:
+        _write(directory / name, files[name])
+    return len(missing)
+
+
+def _source(launched: Launched) -> bytes:
+    """What a kernel was compiled from, as JSON."""
+    source = launched.compiled.src
     return json.dumps(
         {
             "module": source.fn.__module__,
@@ -99,18 +119,15 @@ def _source(kernel: Any) -> bytes:
             "signature": source.signature,
             "constants": list(source.constants.items()),
             "attributes": list(source.attrs.items()),
-            "options": {
-                name: getattr(kernel.metadata, name)
-                for name in _OPTIONS
-                if hasattr(kernel.metadata, name)
-            },
+            # Not the metadata's, where warps are those of all specialised groups together.
+            "options": dict(launched.options),
         }
     ).encode()
 
 
 def _entry_here(source: Mapping[str, Any], metadata: Mapping[str, Any], entry: str) -> str:
     """The directory in which this process will look for a kernel; `entry`, the one it was in, where
-    that cannot be told or where this process asks for other code (a sanitizer, say)."""
+    this process asks for other code (a sanitizer, say)."""
     from triton._C.libtriton import get_cache_invalidating_env_vars
     from triton.backends.compiler import GPUTarget
     from triton.compiler.compiler import make_backend
@@ -123,10 +140,7 @@ def _entry_here(source: Mapping[str, Any], metadata: Mapping[str, Any], entry: s
     if any(metadata.get(name) != value for name, value in asked.items()):
         return entry
     target = metadata["target"]
-    try:
-        made = ast_source(source)
-    except (ImportError, AttributeError):  # of a kernel that this version does not have
-        return entry
+    made = ast_source(source)
     backend = make_backend(GPUTarget(target["backend"], target["arch"], target["warp_size"]))
     options = backend.parse_options({**source["options"], **launch_options(made.fn)})
     key = get_cache_key(made, backend, options, env_vars=asked)
