@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -117,7 +118,12 @@ def test_interrupted_in_the_middle(home: Path, sent: signal.Signals) -> None:
     """Ctrl-C cleans up at once; after SIGKILL the leftover does not count, and is swept."""
     command = [sys.executable, "-c", SLOW_SET]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, env={**os.environ, "SECONDS": "60"}
+        command,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "SECONDS": "60"},
+        # A shell that starts the tests in the background has them ignore Ctrl-C.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout is not None
     with process:
