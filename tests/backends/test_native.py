@@ -57,6 +57,23 @@ def test_a_saved_engine_needs_no_graph(residual: Model, tmp_path: Path) -> None:
             np.testing.assert_array_equal(value, expected[name])
 
 
+def test_an_engine_loads_without_a_kernel_that_cannot_be_restored(
+    residual: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("triton")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
+    backend, feeds = NativeBackend(), random_feeds(residual, 2, 4)
+    with backend.compile(residual, FP32, target(residual)) as session:
+        # A CPU's engine has none of its own.
+        monkeypatch.setattr(session, "compiled_kernels", lambda: {"ABC/k.json": b"no JSON"})
+        backend.save(session, tmp_path / "engine")
+        expected = session.run(feeds)
+    with backend.load(tmp_path / "engine", residual, FP32, target(residual)) as loaded:
+        assert "Compiled again: 1 of the engine's kernels" in loaded.placement(feeds).detail
+        for name, value in loaded.run(feeds).items():
+            np.testing.assert_array_equal(value, expected[name])
+
+
 def test_an_unknown_operator_is_named(tmp_path: Path) -> None:
     model = one_node(tmp_path, "NoSuchThing", domain="elsewhere")
     support = NativeBackend().supports(model, Target())

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     import torch
 
     from peregrine.compiler.autotune import Autotuner
+    from peregrine.compiler.engine import Engine
     from peregrine.compiler.runtime import Executable
 
 _CUDA = (Precision.FP32, Precision.TF32, Precision.FP16, Precision.BF16)
@@ -308,16 +309,28 @@ class NativeBackend(Backend):
             fields = "; ".join(f"{name} {there} there, {now} here" for name, there, now in differs)
             session.note = f"Tuned again: the engine was for another place ({fields})."
             return session
-        if kept.kernels:
-            from peregrine.compiler.tactics._triton_cache import restore
-
-            restore({name: kept.kernel(name) for name in kept.kernels})
+        note = _restore_kernels(kept)
         weights = kept.weights(target.device)
         lowered = {
             tuple(sorted(plan.dims.items())): Lowered(plan, own)
             for plan, own in zip(kept.plans, weights, strict=True)
         }
-        return NativeSession(model, candidate, target, lowered)
+        session = NativeSession(model, candidate, target, lowered)
+        session.note = note
+        return session
+
+
+def _restore_kernels(kept: Engine) -> str:
+    """Put an engine's compiled kernels where Triton looks for them; returns what a user should know
+    of those that can't be, which are compiled again when they are first launched."""
+    if not kept.kernels:
+        return ""
+    from peregrine.compiler.tactics._triton_cache import restore
+
+    problems = restore({name: kept.kernel(name) for name in kept.kernels}).problems
+    if not problems:
+        return ""
+    return f"Compiled again: {len(problems)} of the engine's kernels ({problems[0]})."
 
 
 def make_tuner(target: Target) -> Autotuner:

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from peregrine.compiler.tactics.base import Device
 
-_launched: list[Any] | None = None
-"""Compiled kernels launched while `launched` is entered."""
+_launched: list[Launched] | None = None
+"""What is launched while `launched` is entered."""
 _trying = False
 _tried: dict[int, tuple[Any, Any]] = {}
 """Function and compiled kernel, by the kernel's id, of what trials have launched."""
@@ -73,13 +73,23 @@ class Kernel:
         if compiled is None:  # the interpreter's
             return
         if _launched is not None:
-            _launched.append(compiled)
+            _launched.append(Launched(compiled, self.options))
         (_tried if _trying else _serving)[id(compiled)] = (self.function, compiled)
 
 
+@dataclass(frozen=True, slots=True)
+class Launched:
+    """A kernel that was launched."""
+
+    compiled: Any
+    """Triton's `CompiledKernel`."""
+    options: Mapping[str, Any]
+    """Of the launch, which Triton does not keep."""
+
+
 @contextmanager
-def launched() -> Iterator[list[Any]]:
-    """The compiled kernels that are launched meanwhile, as `_triton_cache.collect` takes them."""
+def launched() -> Iterator[list[Launched]]:
+    """What is launched meanwhile, as `_triton_cache.collect` takes it."""
     global _launched
     before, _launched = _launched, []
     try:
