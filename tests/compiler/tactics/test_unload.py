@@ -28,7 +28,7 @@ def test_what_only_trials_launched_is_unloaded_and_comes_back() -> None:
     with _triton.trying(), _triton.launched() as kernels:
         assert trial.error(trial.bind(tactic, tried)) <= trial.tolerance
         served()
-    lost, kept = kernels[0], kernels[-1]
+    lost, kept = kernels[0].compiled, kernels[-1].compiled
     _triton.unload()
     assert lost.module is None
     assert kept.module is not None
