@@ -18,7 +18,8 @@ from peregrine.types import Support
 if TYPE_CHECKING:
     import torch
 
-_DTYPES = ("float16", "bfloat16", "float32", "float64")
+_DTYPES = ("float16", "bfloat16", "float32")
+# Not float64: ATen's hard activations have constants of float32 on a GPU.
 _LT_ACTIVATIONS = (ActivationKind.RELU, ActivationKind.GELU_TANH)
 """What cuBLASLt computes in its epilogue after a bias; its GELU is the approximation by tanh."""
 
