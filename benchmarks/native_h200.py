@@ -35,6 +35,7 @@ import msgspec
 from peregrine.backends import registry
 from peregrine.backends.base import Session
 from peregrine.backends.native import NativeSession
+from peregrine.compiler.device_memory import release
 from peregrine.conversion.convert import convert
 from peregrine.errors import PeregrineError
 from peregrine.fingerprint import machine, versions_of
@@ -106,8 +107,7 @@ class Row:
         if not (here := backend.available()):
             self.facts["refused"] = here.reason
             return
-        torch.cuda.synchronize()
-        torch.cuda.empty_cache()
+        release(target.device)  # or what rows before this one left would be given back meanwhile
         before = torch.cuda.mem_get_info()[0]
         started = time.perf_counter()
         try:
