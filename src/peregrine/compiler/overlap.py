@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from peregrine.compiler.in_turns import in_turns
+from peregrine.compiler.in_turns import in_turns, settled
 from peregrine.compiler.lowered import Lowered
 from peregrine.compiler.plan import Plan, Step
 from peregrine.compiler.runtime import Executable
@@ -46,21 +46,15 @@ def overlapped(lowered: Lowered, device: Device) -> Lowered:
     if not may_pay(plan):
         return lowered
     _compile(lowered.plan, plan, device)
-    executables: list[Executable] = []
+    changed = replace(lowered, plan=plan)
     try:
-        for one in (lowered.plan, plan):
-            executables.append(Executable(one, lowered.weights, device.name))
-            executables[-1].settle()
-        now, early = executables
-        if not (now.is_captured and early.is_captured and agree(now, early)):
-            return lowered
-        seconds, early_seconds = in_turns(now.start, early.start)
-        return replace(lowered, plan=plan) if early_seconds < _FASTER * seconds else lowered
+        with settled(lowered, changed, device=device.name) as (now, early):
+            if not (now.is_captured and early.is_captured and agree(now, early)):
+                return lowered
+            seconds, early_seconds = in_turns(now.start, early.start)
+            return changed if early_seconds < _FASTER * seconds else lowered
     except torch.OutOfMemoryError:
         return lowered
-    finally:
-        for executable in executables:
-            executable.close()
 
 
 def may_pay(plan: Plan) -> bool:

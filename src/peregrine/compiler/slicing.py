@@ -13,12 +13,11 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import TypeAlias
 
-from peregrine.compiler.in_turns import in_turns
+from peregrine.compiler.in_turns import in_turns, settled
 from peregrine.compiler.lowered import Lowered
 from peregrine.compiler.memory import ALIGNMENT
 from peregrine.compiler.passes.slice_batch import BATCHWISE, Chain
 from peregrine.compiler.plan import Place, Plan, Step
-from peregrine.compiler.runtime import Executable
 from peregrine.compiler.tactics.base import Device
 
 Slices: TypeAlias = Mapping[Chain, int]
@@ -138,18 +137,12 @@ def by_running(device: Device) -> Clock:
     def clock(one: Lowered, other: Lowered) -> tuple[float, float]:
         import torch
 
-        executables: list[Executable] = []
         try:
-            for plan in (one, other):
-                executables.append(Executable(plan.plan, plan.weights, device.name))
-                executables[-1].settle()
-            found = in_turns(*(executable.start for executable in executables))
-            return found[0], found[1]
+            with settled(one, other, device=device.name) as executables:
+                found = in_turns(*(executable.start for executable in executables))
+                return found[0], found[1]
         except torch.OutOfMemoryError:
             return math.inf, 0.0
-        finally:
-            for executable in executables:
-                executable.close()
 
     return clock
 

@@ -1,4 +1,4 @@
-"""What the tactics of kernels with specialised warps share: where they run, how tensors lie in
+"""What the tactics of kernels in Gluon share: where they run, how tensors lie in
 shared memory."""
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ def missing(device: Device, *, overlapping: bool = False) -> str:
         overlapping: the kernel sees one piece of shared memory as larger than it is, which Gluon
             refuses from Triton 3.7 on.
     """
+    if _triton.interpreted():
+        return "Triton's interpreter has no Gluon"
+    if device.capability[0] != 9:
+        return "its products are those of compute capability 9.0"
     reason = _triton.available(device)
     if reason:
         return reason
-    if _triton.interpreted():
-        return "Triton's interpreter has no specialised warps"
-    if device.capability[0] != 9:
-        return "its products are those of compute capability 9.0"
     release = version()
     if release < (3, 6) or (overlapping and release >= (3, 7)):
         return "this version of Triton has another Gluon"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from peregrine.compiler.operation import Operation, TensorType
@@ -105,6 +106,19 @@ def stand_in(kind: TensorType | None, dtype: str = "") -> torch.Tensor | None:
     from peregrine.compiler.tactics._triton import pointer
 
     return None if kind is None else pointer(torch_dtype(dtype or kind.dtype))
+
+
+def stand_ins(
+    kinds: Sequence[TensorType | None], biases: Collection[int] = (2,)
+) -> list[torch.Tensor | None]:
+    """The same for all tensors of a launch.
+
+    Args:
+        biases: positions of those that are packed as float32.
+    """
+    return [
+        stand_in(kind, "float32" if place in biases else "") for place, kind in enumerate(kinds)
+    ]
 
 
 def nhw(prefix: str, kind: TensorType | None) -> dict[str, int]:

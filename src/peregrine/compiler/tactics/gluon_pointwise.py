@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from peregrine.compiler.operation import Operation
 from peregrine.compiler.operators import Fused
-from peregrine.compiler.tactics import _gluon, _triton
+from peregrine.compiler.tactics import _gluon, _nhwc, _triton
 from peregrine.compiler.tactics._layers import Layer, pack_bias, pack_weights, read_layer
 from peregrine.compiler.tactics._tiles import Tiling
 from peregrine.compiler.tactics.base import Config, Device, Launch, Tactic
@@ -99,7 +99,9 @@ class GluonPointwise(Tactic):
         from peregrine.compiler.kernels import pointwise
 
         layer, slab = read_layer(operation), Slab.read(config)
-        x, w, bias, z, y = tensors or _stand_ins(operation)
+        x, w, bias, z, y = tensors or _nhwc.stand_ins(
+            [*[*operation.inputs, None, None][:4], operation.outputs[0]]
+        )
         assert x is not None
         assert w is not None
         assert y is not None
@@ -237,18 +239,3 @@ def _by_pointers(
     tiling = Tiling(128, Slab.read(config).block_n, _depth(read_layer(operation)), 4, 3)
     other = {**tiling.config(), "precision": "ieee", "pdl": False}
     return TritonConv().bind(operation, other, inputs, outputs, None, None)
-
-
-def _stand_ins(operation: Operation) -> list[torch.Tensor | None]:
-    """Aligned pointers with the dtypes that `bind` will be given."""
-    import torch
-
-    from peregrine.compiler.attributes import torch_dtype
-
-    x, w, bias, z = [*operation.inputs, None, None][:4]
-    made = [
-        None if kind is None else _triton.pointer(torch_dtype(kind.dtype))
-        for kind in (x, w, bias, z, operation.outputs[0])
-    ]
-    made[2] = None if bias is None else _triton.pointer(torch.float32)
-    return made

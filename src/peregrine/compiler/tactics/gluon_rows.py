@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from peregrine.compiler.operation import Operation
 from peregrine.compiler.operators import Fused
-from peregrine.compiler.tactics import _gluon, _triton
+from peregrine.compiler.tactics import _gluon, _nhwc, _triton
 from peregrine.compiler.tactics._layers import Layer, pack_bias, pack_weights, read_layer
 from peregrine.compiler.tactics._tiles import Tiling
 from peregrine.compiler.tactics.base import Config, Device, Launch, Tactic
@@ -99,7 +99,10 @@ class GluonRows(Tactic):
 
         sizes, strip = _Sizes.read(operation), Strip.read(config)
         layer, channels = sizes.window, sizes.padded
-        *inputs, y = tensors or _stand_ins(operation)
+        *inputs, y = tensors or _nhwc.stand_ins(
+            [*operation.inputs, operation.outputs[0]],
+            biases={bias for _, bias in _weights(operation)},
+        )
         assert y is not None
         x, (w, bias), (w1, bias1), z = _inputs(operation, inputs)
         assert x is not None
@@ -329,19 +332,3 @@ def _by_pointers(
     config = {**tiling.config(), "precision": "ieee", "pdl": False}
     other = TritonConv() if operation.operator == Fused.CONV else TritonBranches()
     return other.bind(operation, config, inputs, outputs, None, None)
-
-
-def _stand_ins(operation: Operation) -> list[torch.Tensor | None]:
-    """Aligned pointers with the dtypes that `bind` will be given."""
-    import torch
-
-    from peregrine.compiler.attributes import torch_dtype
-
-    biases = {bias for _, bias in _weights(operation)}
-    inputs = [
-        None
-        if kind is None
-        else _triton.pointer(torch.float32 if i in biases else torch_dtype(kind.dtype))
-        for i, kind in enumerate(operation.inputs)
-    ]
-    return [*inputs, _triton.pointer(torch_dtype(operation.outputs[0].dtype))]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from peregrine.compiler.operation import Operation, TensorType
 from peregrine.compiler.operators import Fused, Window
-from peregrine.compiler.tactics import _tiles, _triton
+from peregrine.compiler.tactics import _nhwc, _tiles, _triton
 from peregrine.compiler.tactics._layers import (
     DTYPES,
     Layer,
@@ -120,7 +120,9 @@ class TritonBranches(Tactic):
 
         tiling = Tiling.read(config)
         pointwise, window = (read_layer(branch) for branch in branches(operation))
-        x, w1, bias1, w2, bias2, y = tensors or _stand_ins(operation)
+        x, w1, bias1, w2, bias2, y = tensors or _nhwc.stand_ins(
+            [*[*operation.inputs, None][:5], operation.outputs[0]], biases=(2, 4)
+        )
         assert x is not None
         assert w1 is not None
         assert w2 is not None
@@ -211,18 +213,3 @@ def _product(operation: Operation) -> Product:
         boxed_end=False,
         box_rank=window.box_rank if window.box_rank == 4 else 0,
     )
-
-
-def _stand_ins(operation: Operation) -> list[torch.Tensor | None]:
-    """Aligned pointers with the dtypes that `bind` will be given."""
-    import torch
-
-    from peregrine.compiler.attributes import torch_dtype
-
-    kinds = [*[*operation.inputs, None][:5], operation.outputs[0]]
-    return [
-        None
-        if kind is None
-        else _triton.pointer(torch.float32 if i in (2, 4) else torch_dtype(kind.dtype))
-        for i, kind in enumerate(kinds)
-    ]

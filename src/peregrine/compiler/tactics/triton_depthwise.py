@@ -90,14 +90,7 @@ class TritonDepthwise(Tactic):
         return _nhwc.START + max(0.7e-6 * waves * steps, work, memory)
 
     def compile(self, operation: Operation, configs: Sequence[Config], device: Device) -> None:
-        x, w, b, z = [*operation.inputs, None, None][:4]
-        stand_ins = [
-            _nhwc.stand_in(x),
-            _nhwc.stand_in(w),
-            _nhwc.stand_in(b, "float32"),
-            _nhwc.stand_in(z),
-            _nhwc.stand_in(operation.outputs[0]),
-        ]
+        stand_ins = _nhwc.stand_ins([*[*operation.inputs, None, None][:4], operation.outputs[0]])
         kernels = [self.kernel(operation, config, stand_ins) for config in configs]
         _triton.compile_ahead(kernels, device)
 

@@ -84,17 +84,8 @@ class TritonDepthwisePointwise(Tactic):
         return _predict(operation, _Tiling.read(config), device)
 
     def compile(self, operation: Operation, configs: Sequence[Config], device: Device) -> None:
-        x, wd, bd, wp, bp, z = [*operation.inputs, None, None][:6]
         y = operation.outputs[0]
-        stand_ins = [
-            _nhwc.stand_in(x),
-            _nhwc.stand_in(wd),
-            _nhwc.stand_in(bd, "float32"),
-            _nhwc.stand_in(wp),
-            _nhwc.stand_in(bp, "float32"),
-            _nhwc.stand_in(z),
-            _nhwc.stand_in(y),
-        ]
+        stand_ins = _nhwc.stand_ins([*[*operation.inputs, None, None][:6], y], biases=(2, 4))
         partial, counter = _nhwc.stand_in(y, "float32"), _nhwc.stand_in(y, "int32")
         kernels = [
             self.kernel(operation, config, [*stand_ins, partial, counter])

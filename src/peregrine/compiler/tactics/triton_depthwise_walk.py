@@ -115,13 +115,7 @@ class TritonDepthwiseWalk(Tactic):
         return _predict(operation, _Walk.read(config), device)
 
     def compile(self, operation: Operation, configs: Sequence[Config], device: Device) -> None:
-        x, w, b = [*operation.inputs, None][:3]
-        stand_ins = [
-            _nhwc.stand_in(x),
-            _nhwc.stand_in(w),
-            _nhwc.stand_in(b, "float32"),
-            _nhwc.stand_in(operation.outputs[0]),
-        ]
+        stand_ins = _nhwc.stand_ins([*[*operation.inputs, None][:3], operation.outputs[0]])
         kernels = [self.kernel(operation, config, stand_ins) for config in configs]
         _triton.compile_ahead(kernels, device)
 

@@ -132,7 +132,9 @@ class TritonPointwisePair(Tactic):
 
         sizes, tiling = _Sizes.read(operation), _Tiling.read(config)
         first, second = (read_layer(part) for part in _parts(operation))
-        x, w1, bias1, z, w2, bias2, y1, y2 = tensors or _stand_ins(operation)
+        x, w1, bias1, z, w2, bias2, y1, y2 = tensors or _nhwc.stand_ins(
+            [*_inputs(operation), *operation.outputs], biases=(2, 5)
+        )
         arguments: dict[str, Any] = {
             "x": x,
             "w1": w1,
@@ -318,13 +320,3 @@ def _parts(operation: Operation) -> tuple[Operation, Operation]:
         return Operation(Fused.CONV, attributes, inputs, (y,), opset=operation.opset)
 
     return part((x, w1, b1, z), y1), part((y1, w2, b2), y2)
-
-
-def _stand_ins(operation: Operation) -> list[torch.Tensor | None]:
-    """Aligned pointers with the dtypes that `bind` will be given."""
-    x, w1, b1, z, w2, b2 = _inputs(operation)
-    y1, y2 = operation.outputs
-    made = [_nhwc.stand_in(kind) for kind in (x, w1, b1, z, w2, b2, y1, y2)]
-    for place, bias in ((2, b1), (5, b2)):
-        made[place] = _nhwc.stand_in(bias, "float32")
-    return made

@@ -301,15 +301,11 @@ class TritonPoolLinear(Tactic):
     def compile(self, operation: Operation, configs: Sequence[Config], device: Device) -> None:
         import torch
 
-        x, w, b = [*operation.inputs, None][:3]
-        y = operation.outputs[0]
+        tensors = _nhwc.stand_ins([*[*operation.inputs, None][:3], operation.outputs[0]])
         kernels = []
         for config in configs:
             stand_ins = [
-                _nhwc.stand_in(x),
-                _nhwc.stand_in(w),
-                _nhwc.stand_in(b, "float32"),
-                _nhwc.stand_in(y),
+                *tensors,
                 torch.empty(self.workspace(operation, config, device), dtype=torch.uint8),
                 torch.empty(self.state(operation, config, device), dtype=torch.uint8),
             ]

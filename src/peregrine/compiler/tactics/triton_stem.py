@@ -145,7 +145,8 @@ class _Stem(Tactic):
         return Geometry.of(Window.read(operation.attributes), channels)
 
     def compile(self, operation: Operation, configs: Sequence[Config], device: Device) -> None:
-        kernels = [self.kernel(operation, config, _stand_ins(operation)) for config in configs]
+        stand_ins = _nhwc.stand_ins([*[*operation.inputs, None][:3], operation.outputs[0]])
+        kernels = [self.kernel(operation, config, stand_ins) for config in configs]
         _triton.compile_ahead(kernels, device)
 
     def pack(
@@ -220,12 +221,6 @@ class _Stem(Tactic):
             "UPCAST": _triton.interpreted(),
             "PDL": bool(config["pdl"]),
         }
-
-
-def _stand_ins(operation: Operation) -> list[torch.Tensor | None]:
-    x, w, b = [*operation.inputs, None][:3]
-    y = operation.outputs[0]
-    return [_nhwc.stand_in(x), _nhwc.stand_in(w), _nhwc.stand_in(b, "float32"), _nhwc.stand_in(y)]
 
 
 def _whole(outputs: int) -> int:

@@ -6,13 +6,11 @@ import abc
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from peregrine.compiler.operation import Operation
 from peregrine.compiler.operators import Activation, Fused, Window
-from peregrine.compiler.tactics import _nhwc, _triton
+from peregrine.compiler.tactics import _gluon, _nhwc, _triton
 from peregrine.compiler.tactics.base import Config, Device, Launch, Tactic
 from peregrine.types import Support
 
@@ -116,31 +114,6 @@ class Planes:
         return torch.cat(found, 1).contiguous()
 
 
-@cache
-def _gluon() -> str:
-    """Why Gluon can't be used; empty where it can."""
-    if find_spec("triton.experimental.gluon") is None:
-        return "this Triton has no Gluon"
-    from triton.experimental.gluon import language as gl
-
-    needed = (gl, "SharedLinearLayout"), (gl, "DistributedLinearLayout"), (gl, "thread_barrier")
-    if not all(hasattr(*name) for name in needed):
-        return "this Triton's Gluon is another than that of Triton 3.6"
-    # Later versions refuse a view that is larger than what it is a view of.
-    if not hasattr(gl.shared_memory_descriptor, "_reinterpret"):
-        return "this Triton's Gluon has no views of shared memory that overlap"
-    return ""
-
-
-def available(device: Device) -> str:
-    """Why these kernels can't run there; empty where they can."""
-    if _triton.interpreted():
-        return "Triton's interpreter has no Gluon"
-    if device.capability[0] != 9:
-        return "these kernels need the tensor cores of a GPU of compute capability 9"
-    return _triton.available(device) or _gluon()
-
-
 class _StemPlanes(Tactic):
     """What the convolution has in common with and without a pooling."""
 
@@ -149,7 +122,7 @@ class _StemPlanes(Tactic):
     def supports(self, operation: Operation, device: Device) -> Support:
         if operation.operator != self.operator:
             return Support.no(f"it runs {self.operator}, not {operation.operator}")
-        problem = self.problem(operation) or available(device)
+        problem = self.problem(operation) or _gluon.missing(device, overlapping=True)
         return Support.no(problem) if problem else Support.yes()
 
     def problem(self, operation: Operation) -> str:
@@ -209,7 +182,8 @@ class _StemPlanes(Tactic):
     def compile(self, operation: Operation, configs: Sequence[Config], device: Device) -> None:
         # The number of rows is no constant of the kernel.
         different = {config["behind"]: config for config in configs}.values()
-        kernels = [self.kernel(operation, config, _stand_ins(operation)) for config in different]
+        stand_ins = _nhwc.stand_ins([*[*operation.inputs, None][:3], operation.outputs[0]])
+        kernels = [self.kernel(operation, config, stand_ins) for config in different]
         _triton.compile_ahead(kernels, device)
 
     def pack(
@@ -310,16 +284,6 @@ def _warps(operation: Operation) -> int:
 def _resident(operation: Operation) -> int:
     """Programs that a multiprocessor holds: its registers decide."""
     return 128 // _block_o(operation)
-
-
-def _stand_ins(operation: Operation) -> list[torch.Tensor | None]:
-    x, w, b = [*operation.inputs, None][:3]
-    return [
-        _nhwc.stand_in(x),
-        _nhwc.stand_in(w),
-        _nhwc.stand_in(b, "float32"),
-        _nhwc.stand_in(operation.outputs[0]),
-    ]
 
 
 def _evenly(size: int, most: int) -> int:
