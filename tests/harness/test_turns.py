@@ -100,6 +100,37 @@ def test_a_race_with_rows_side_by_side_has_the_same_rows(tmp_path):
     assert any(w.startswith("3 rows were built at a time") for w in report.warnings)
 
 
+def test_how_many_rows_at_a_time_is_for_the_machine_to_say(monkeypatch):
+    assert Request(source="tiny").rows_at_a_time() == 1
+    assert asked(jobs=3).rows_at_a_time() == 3
+    assert asked(jobs=0, find_max_batch=True).rows_at_a_time() == 1
+    for cores, free_gb, rows in ((1, 64, 1), (8, 64, 4), (64, 512, 6), (64, 13, 2), (64, 1, 1)):
+        monkeypatch.setattr("peregrine.harness.request.physical_cores", lambda n=cores: n)
+        monkeypatch.setattr("peregrine.harness.request.available_mb", lambda n=free_gb: n * 1024.0)
+        assert asked(jobs=0).rows_at_a_time() == rows
+
+
+@pytest.mark.usefixtures("faults")
+def test_memory_that_ended_beside_others_is_tried_again_alone(tmp_path):
+    started, at_work = [], set()
+
+    def watch(event):
+        if isinstance(event, CandidateStarted):
+            started.append((event.candidate, set(at_work)))
+            at_work.add(event.candidate)
+        elif isinstance(event, CandidateDone):
+            at_work.discard(event.result.id)
+
+    hog = "faults[hog] fp32"
+    only = (hog, "faults[steady] fp32", "faults[slower] fp32")
+    report = race(
+        asked(backends=("faults",), only=only), tmp_path / "run", loader=make_tiny, observer=watch
+    )
+    assert [row.status for row in report.candidates if row.id == hog] == [Status.OOM]
+    assert [beside - {hog} for row, beside in started if row == hog][1:] == [set()]
+    assert len(report.candidates) == 3
+
+
 @pytest.mark.usefixtures("faults")
 @pytest.mark.parametrize("where", [CandidateStarted, CandidateDone])
 def test_an_interrupt_ends_every_row_at_work(tmp_path, where):

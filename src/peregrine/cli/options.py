@@ -207,8 +207,11 @@ class RaceOptions:
     threads: Annotated[int, _limits("--threads", help="Compute threads; 0: physical cores.")] = 0
     jobs: Annotated[
         int,
-        _limits("--jobs", help="Rows built at a time on a GPU; each is timed alone."),
-    ] = 1
+        _limits(
+            "--jobs",
+            help="Rows built at a time on a GPU; each is timed alone. 0: as many as it bears.",
+        ),
+    ] = 0
     timeout: Annotated[
         float, _limits("--timeout", metavar="S", help="Longest step of one worker, seconds.")
     ] = 600.0

@@ -51,6 +51,8 @@ class Findings:
     rounds: tuple[FinalRound, ...]
     reloads: tuple[Reload, ...]
     final_complete: bool
+    at_a_time: int
+    """Rows that were built side by side."""
     concurrency: tuple[Concurrency, ...]
 
 
@@ -63,10 +65,12 @@ def findings(run: RunDirectory) -> Findings:
     rounds: list[FinalRound] = []
     reloads: list[Reload] = []
     concurrency: list[Concurrency] = []
-    complete = False
+    complete, at_a_time = False, 1
     for kind, record in run.rows():
         if kind == "started":
             started, machine = record["time"], _as(record["machine"], MachineRecord)
+        elif kind == "side_by_side":
+            at_a_time = max(at_a_time, record["rows"])
         elif kind == "plan":
             plan = _plan(record)
         elif kind == "candidate":
@@ -93,6 +97,7 @@ def findings(run: RunDirectory) -> Findings:
         tuple(rounds),
         tuple(reloads),
         complete,
+        at_a_time,
         tuple(concurrency),
     )
 
@@ -152,7 +157,7 @@ def assemble(run: RunDirectory) -> Report:
         final_rounds=found.rounds,
         warnings=(
             *_not_raced(found, rows, request.objective),
-            *_warnings(found, rows, request.min_runs, request.jobs),
+            *_warnings(found, rows, request.min_runs),
         ),
         complete=bool(found.finished),
         command=request.command,
@@ -198,10 +203,8 @@ def _versions(rows: list[CandidateResult]) -> dict[str, str]:
     return dict(sorted(versions.items()))
 
 
-def _warnings(
-    found: Findings, rows: list[CandidateResult], runs: int, jobs: int
-) -> tuple[str, ...]:
-    """`runs`: how many samples were asked for; `jobs`: how many rows were built at a time."""
+def _warnings(found: Findings, rows: list[CandidateResult], runs: int) -> tuple[str, ...]:
+    """`runs`: how many samples were asked for."""
     said = []
     machine = found.machine
     if machine and machine.load_average is not None:
@@ -212,9 +215,9 @@ def _warnings(
                 f"{machine.physical_cores} cores): absolute times are high; the final's ratios "
                 "were measured in turns and stand."
             )
-    if jobs > 1:
+    if found.at_a_time > 1:
         said.append(
-            f"{jobs} rows were built at a time: a build took longer than it does alone, and what "
+            f"{found.at_a_time} rows were built at a time: a build took longer than it does alone, and what "
             "was timed outside the final may have met the GPU busy for moments."
         )
     for row in rows:

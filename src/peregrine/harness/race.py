@@ -40,7 +40,7 @@ from peregrine.harness.refining import why_not
 from peregrine.harness.repairing import can_be_repaired, repair_row
 from peregrine.harness.request import Request
 from peregrine.harness.rundir import SCRATCH, RunDirectory
-from peregrine.harness.trial import Setting, run_trial
+from peregrine.harness.trial import MEMORY, Setting, run_trial
 from peregrine.model.model import MODEL_FILE, Model
 from peregrine.results import CandidateResult, FinalRound, Report, Status
 from peregrine.select import Goal, rank
@@ -81,6 +81,10 @@ def race(
 def resume(path: Path, *, loader: Loader | None = None, observer: Observer = ignore) -> Report:
     """Go on with an interrupted race: rows that are there are kept, the rest is run."""
     return _Race(RunDirectory.resume(path), loader, (), observer).run()
+
+
+def _memory_ended(row: CandidateResult) -> bool:
+    return row.status is Status.OOM or row.sweep_stopped.startswith(MEMORY)
 
 
 def _now() -> str:
@@ -190,12 +194,15 @@ class _Race:
                 run.append("candidate", row)
             run.append("plan", plan.as_record())
         done = {row.id for row in findings(run).candidates}
+        at_a_time = self.request.rows_at_a_time()
+        if at_a_time > 1:
+            run.append("side_by_side", {"rows": at_a_time})
         self.tell(Planned(tuple(c.id for c in plan.coarse)))
         for row in findings(run).candidates:
             self.tell(CandidateDone(row))
         for wave in (plan.coarse, plan.fine):
             todo = (c for c in wave if c.id not in done and not self.left_out(plan, c))
-            with closing(self.raced(setting, todo)) as raced:
+            with closing(self.raced(setting, todo, at_a_time)) as raced:
                 for found in itertools.chain.from_iterable(raced):
                     run.append("candidate", found)
                     self.tell(CandidateDone(found))
@@ -207,17 +214,23 @@ class _Race:
             )
 
     def raced(
-        self, setting: Setting, candidates: Iterable[Candidate]
+        self, setting: Setting, candidates: Iterable[Candidate], at_a_time: int
     ) -> Generator[list[CandidateResult]]:
-        """The rows of each candidate as it is done, `request.jobs` of them at work at a time."""
-        if self.request.jobs == 1:
+        """The rows of each candidate as it is done, so many of them at work at a time. One for
+        which memory ended beside others gets another try, alone."""
+        if at_a_time == 1:
             yield from (self.row(setting, candidate) for candidate in candidates)
             return
-        pool = ThreadPoolExecutor(self.request.jobs)
-        jobs = [pool.submit(self.row, setting, candidate) for candidate in candidates]
+        pool = ThreadPoolExecutor(at_a_time)
+        jobs = {pool.submit(self.row, setting, candidate): candidate for candidate in candidates}
+        starved = []
         try:
             for job in as_completed(jobs):
-                yield job.result()
+                if any(_memory_ended(row) for row in job.result()):
+                    starved.append(jobs[job])
+                else:
+                    yield job.result()
+            yield from (self.row(setting, candidate) for candidate in starved)
         finally:  # of an interrupted race too: what is at work then ends by its worker's death
             pool.shutdown(wait=False, cancel_futures=True)
             while not all(job.done() for job in jobs):

@@ -7,14 +7,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from peregrine.errors import OptionError
+from peregrine.harness.watch import available_mb
 from peregrine.model.items import RANDOM
 from peregrine.select import Objective
-from peregrine.types import Precision
+from peregrine.types import Precision, physical_cores
 
 SWEEP = tuple(2**i for i in range(9))
 """1, 2, 4 ... 256: the paper's batches."""
 IN_MEMORY = "<in memory>"
 """Stands in a request for calibration data that a program handed over."""
+_JOBS = 6
+"""Rows side by side at most. More wait for the GPU rather than for compilers."""
+_ROW_MB = 6 * 1024
+"""Host memory that a row is given: torch.compile's processes take the most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +92,9 @@ class Request:
     worker_memory_mb: float = 0.0
     """Resident MiB of a worker; 0 leaves a tenth of what is available to the rest."""
     final_rounds: int = 17
-    jobs: int = 1
-    """Rows that are built and judged at the same time; each is timed alone. For a GPU."""
+    jobs: int = 0
+    """Rows that are built and judged at the same time; each is timed alone. For a GPU. 0: as many
+    as the machine bears."""
     engine_cache: bool = True
     """Take an engine that an earlier race kept, where it is valid here, and keep those built.
     False builds every one anew, and keeps none."""
@@ -118,13 +124,21 @@ class Request:
                 "A race needs at least 1 run a measurement and 3 final rounds.",
                 fix="Raise --runs or --rounds.",
             )
-        if self.jobs < 1 or (self.jobs > 1 and not self.device.startswith("cuda")):
+        if self.jobs < 0 or (self.jobs > 1 and not self.device.startswith("cuda")):
             raise OptionError(
                 f"Rows cannot be built {self.jobs} at a time on {self.device}.",
                 why="On a CPU a build takes the processors that another row is timed on.",
                 fix="Use --jobs for a GPU, with 1 or more; or leave it out.",
             )
         self._check_accuracy()
+
+    def rows_at_a_time(self) -> int:
+        """How many rows to build and judge side by side here and now: on a CPU one."""
+        if self.jobs or not self.device.startswith("cuda"):
+            return self.jobs or 1
+        if self.find_max_batch:  # what neighbours hold would end the search
+            return 1
+        return max(1, min(_JOBS, physical_cores() // 2, int(available_mb() / _ROW_MB)))
 
     def _check_accuracy(self) -> None:
         if RANDOM in self.calibration and len(self.calibration) > 1:

@@ -53,6 +53,8 @@ _STATUS_OF = (
     (WorkerTimeout, Status.TIMEOUT),
     (WorkerOutOfMemory, Status.OOM),
 )
+MEMORY = "memory"
+"""How `sweep_stopped` begins where memory ended it."""
 # A swept batch is measured to find where throughput saturates, not to rank: fewer runs do.
 _SWEEP_BUDGET = {"min_runs": 8, "min_s": 0.4, "max_s": 8.0}
 _SATURATED_GAIN = 1.03
@@ -362,7 +364,7 @@ class _Trial:
             if decisive is not None and decisive.batch != self.batches[0]:
                 self.save(worker, decisive.batch)
         except WorkerOutOfMemory as error:
-            self.update(sweep_stopped=f"memory, after batch {self.largest}: {error.what}")
+            self.update(sweep_stopped=f"{MEMORY}, after batch {self.largest}: {error.what}")
         except WorkerTimeout:
             self.update(sweep_stopped=f"time, after batch {self.largest}")
         except PeregrineError as error:

@@ -55,7 +55,8 @@ class _Origin:
     ref: str = ""
     search_path: tuple[str, ...] = ()
     file: Path | None = None
-    classifier: bool = False
+    classifier: bool | None = None
+    """None where only the graph tells."""
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
     output_names: tuple[str, ...] = ()
 
@@ -71,7 +72,7 @@ def load_zoo(name: str, directory: Path, options: LoadOptions) -> Model:
         name,
         words,
         ref=name,
-        classifier=True,
+        classifier=not words.startswith(zoo.RANDOM),
         preprocessing=entry.preprocessing,
         output_names=("logits",),
     )
@@ -237,7 +238,7 @@ def _finish(
         source=origin.source,
         weights=origin.weights,
         parameters=parameter_count(module),
-        classifier=origin.classifier or classifier,
+        classifier=classifier if origin.classifier is None else origin.classifier,
         notes=tuple(notes),
         preprocessing=origin.preprocessing,
     )

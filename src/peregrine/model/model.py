@@ -77,7 +77,8 @@ class Model:
     parameters: int | None = None
     """Elements of all weights; None where nobody counted."""
     classifier: bool = False
-    """Whether the first output is scores over classes, so that top-1 means something."""
+    """Whether the first output is scores over classes, so that top-1 means something: of weights
+    known to be random it means nothing, their classes lie too close together."""
     notes: tuple[str, ...] = ()
     """Anything the report must say of how the model was read or exported."""
     preprocessing: Mapping[str, Any] = field(default_factory=dict)

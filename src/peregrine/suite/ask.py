@@ -57,8 +57,9 @@ class Ask:
     measure_max_s: float = 1.5
     final_rounds: int = 5
     timeout_s: float = 300.0
-    jobs: int = 1
-    """Rows built at a time; for a GPU, and no part of what the CPU measures."""
+    jobs: int = 0
+    """Rows built at a time, 0 for as many as the machine bears; for a GPU, and no part of what the
+    CPU measures."""
 
     def __post_init__(self) -> None:
         if self.suite not in OF_SUITE:
