@@ -217,8 +217,8 @@ def _warnings(found: Findings, rows: list[CandidateResult], runs: int) -> tuple[
             )
     if found.at_a_time > 1:
         said.append(
-            f"{found.at_a_time} rows were built at a time: a build took longer than it does alone, and what "
-            "was timed outside the final may have met the GPU busy for moments."
+            f"{found.at_a_time} rows were built at a time: a build took longer than it does "
+            "alone, and what was timed outside the final may have met the GPU busy for moments."
         )
     for row in rows:
         if row.status is not Status.OK:
