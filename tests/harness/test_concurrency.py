@@ -10,7 +10,7 @@ import pytest
 
 from conformance import assert_close
 from peregrine.backends import registry
-from peregrine.errors import OptionError
+from peregrine.errors import BackendUnavailable, OptionError
 from peregrine.harness.clock import Budget
 from peregrine.harness.race import race, resume
 from peregrine.harness.request import Request
@@ -66,11 +66,16 @@ def test_each_session_answers_its_own_client_on_a_gpu(name, tmp_path):
     model = SMALL["residual"]().load(tmp_path)
     target = Target("cuda:0", Profile.fixed(model.sizes(_BATCH)))
     feeds = [random_feeds(model, _BATCH, seed) for seed in range(3)]
+    built = []
     for candidate in backend.candidates(model, target):
         if candidate.precision is not Precision.FP32:
             continue
         with ExitStack() as stack:
-            sessions = [stack.enter_context(backend.compile(model, candidate, target))]
+            try:
+                sessions = [stack.enter_context(backend.compile(model, candidate, target))]
+            except BackendUnavailable:
+                continue  # a provider whose libraries are not on this machine
+            built.append(candidate)
             if sessions[0].alone:
                 continue
             sessions += [
@@ -81,6 +86,7 @@ def test_each_session_answers_its_own_client_on_a_gpu(name, tmp_path):
                 found = measure_together(sessions, feeds, _BATCH, boundary, SHORT)
                 for outputs, right in zip(found.outputs, expected, strict=True):
                     assert_close(outputs, right, 1e-5, f"{candidate.id}, {boundary}")
+    assert built
 
 
 def test_the_rate_is_that_of_all_clients_and_the_latency_each_ones(tmp_path):

@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 
@@ -152,6 +153,20 @@ def test_a_hang_is_ended_with_all_it_started(start, model, variant):
     with pytest.raises(WorkerTimeout, match="within 3 s") as caught:
         _open(start(), model, variant, timeout_s=3)
     assert "--timeout" in caught.value.fix
+
+
+def test_time_that_it_stood_still_counts_for_no_limit(start, model):
+    worker = start()
+    timers = [threading.Timer(0.3, worker.pause), threading.Timer(2.3, worker.resume)]
+    began = time.monotonic()
+    for timer in timers:
+        timer.start()
+    with pytest.raises(WorkerTimeout):
+        _open(worker, model, "hang", timeout_s=1.0)
+    assert time.monotonic() - began >= 2.9
+    for timer in timers:
+        timer.join()
+    assert 1.9 < worker.paused_s < 2.5
 
 
 def test_eating_all_memory_is_ended_at_the_limit(start, model):

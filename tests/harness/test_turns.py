@@ -8,6 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from peregrine import turns
 from peregrine.errors import OptionError
 from peregrine.events import CandidateDone, CandidateStarted
 from peregrine.harness.assemble import findings
@@ -160,3 +161,34 @@ def resume_with_a_short_patience(path):
     text = (path / "run.json").read_text()
     (path / "run.json").write_text(text.replace('"timeout_s": 60.0', '"timeout_s": 8.0'))
     return resume(path)
+
+
+def test_a_worker_waits_for_its_turn_by_itself(monkeypatch, tmp_path):
+    """What times kernels within a build: the race holds the file, or tells that it does."""
+    path = tmp_path / "lock"
+    monkeypatch.setenv("PEREGRINE_TURNS", str(path))
+    order, before = [], turns.waited_s()
+
+    def hold():
+        with turns.holding(path):
+            began.set()
+            time.sleep(0.2)
+            order.append("race")
+
+    began = threading.Event()
+    race_of_others = threading.Thread(target=hold)
+    race_of_others.start()
+    began.wait()
+    with turns.my_turn(), turns.my_turn():
+        order.append("worker")
+    race_of_others.join()
+    assert order == ["race", "worker"]
+    assert turns.waited_s() - before > 0.1
+    with turns.holding(path):
+        turns.given(True)
+        with turns.my_turn():  # the race holds it for this process
+            pass
+        turns.given(False)
+    monkeypatch.delenv("PEREGRINE_TURNS")
+    with turns.my_turn():
+        pass

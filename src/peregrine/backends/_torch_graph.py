@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from peregrine.backends._torch import TorchSession, closed
+from peregrine.compiler.capture import capture
 from peregrine.errors import Unsupported
 from peregrine.types import Feeds
 
@@ -86,10 +87,7 @@ class RecordedSession(TorchSession):
             torch.cuda.synchronize(device)
             graph = torch.cuda.CUDAGraph()
             try:
-                with (
-                    self._inference_mode(),
-                    torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"),
-                ):
+                with self._inference_mode(), capture(graph, stream):
                     inputs = [t.clone() for t in self._bound] if self._mutates else self._bound
                     self._result = self._forward(*inputs)
             except torch.OutOfMemoryError:

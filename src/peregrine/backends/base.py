@@ -101,8 +101,9 @@ class Backend(abc.ABC):
     distributions: ClassVar[tuple[str, ...]] = ()
     """PyPI distributions whose versions decide what this backend does; recorded in every row."""
     times_kernels: ClassVar[bool] = False
-    """Whether it chooses kernels by timing them on the device, when it builds or first runs:
-    nothing else may be busy there meanwhile."""
+    """Whether a library of its chooses kernels by timing them on the device, when it builds or
+    first runs: nothing else may be busy there meanwhile. Who times kernels in Python takes
+    `peregrine.turns.my_turn` instead, around each timing."""
 
     @abc.abstractmethod
     def available(self) -> Support:

@@ -22,6 +22,7 @@ from peregrine.backends._trt_engine import (
 )
 from peregrine.backends._trt_runtime import create_context, serialized
 from peregrine.backends.base import Backend, Session, check_feeds, check_sizes, options_of
+from peregrine.compiler.capture import capture
 from peregrine.errors import BackendError, BackendUnavailable, Unsupported
 from peregrine.model.model import Model
 from peregrine.types import (
@@ -231,7 +232,7 @@ class TensorRtSession(Session):
         self._stream.synchronize()
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+            with capture(graph, self._stream):
                 self._start()
         except (BackendError, RuntimeError) as error:
             self._captures = False

@@ -18,6 +18,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from peregrine.compiler.attributes import torch_dtype
+from peregrine.compiler.capture import capture
 from peregrine.compiler.device_memory import release
 from peregrine.compiler.lower import Choice
 from peregrine.compiler.operation import Operation, TensorType
@@ -29,6 +30,7 @@ from peregrine.compiler.tactics._triton_compile import stop
 from peregrine.compiler.tactics.base import Config, Device, Launch, Tactic, may_write_over
 from peregrine.compiler.timings import TimingCache, timing_key
 from peregrine.errors import Unsupported
+from peregrine.turns import my_turn
 
 if TYPE_CHECKING:
     import torch
@@ -170,7 +172,7 @@ class Autotuner:
                 found += self._cache.get(timing_key(registry.get(name), operation)) or ()
         measured = []
         if unknown:
-            with trying():
+            with trying(), my_turn():
                 measured = self._compete(operation, unknown)
         if self._cache is not None:
             for name in _by_tactic(unknown):
@@ -406,7 +408,7 @@ class Trial:
         import torch
 
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+        with capture(graph, stream):
             for _ in range(count):
                 launch()
         return graph

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from peregrine.compiler.capture import capture
 from peregrine.compiler.lower import Choice
 from peregrine.compiler.operation import Operation
 from peregrine.compiler.plan import Place, Step, Timed
@@ -96,7 +97,7 @@ def _in_graph(executable: Executable, last: int, sets: list[Mapping[str, torch.T
     names = [name for name in executable.plan.steps[last].outputs if name]
     graph = torch.cuda.CUDAGraph()
     torch.cuda.synchronize(executable.device)
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+    with capture(graph):
         executable.launch(slice(last + 1))
     worst = 0.0
     for replay in range(_GRAPHS):

@@ -12,6 +12,7 @@ from onnxscript.optimizer import fold_constants
 from peregrine.compiler.passes.fold_batch_norm import FoldBatchNorm, FoldScaleIntoNext
 from peregrine.compiler.passes.fold_pads import FoldPads
 from peregrine.compiler.passes.rewriting import constant
+from peregrine.compiler.statistics import statistics
 from peregrine.conversion.prepare import OLDEST_OPSET, at_opset
 from peregrine.conversion.typed import BF16_OPSET
 from peregrine.errors import Unsupported
@@ -36,9 +37,9 @@ def specialise(model: Model, dims: Mapping[str, int], precision: Precision) -> i
     BatchNormalization after a convolution or Gemm are folded; functions are inlined; constants
     are initializers of the main graph, and no input of it has a default. Every node has a name
     of its own. Shapes and dtypes are set wherever they follow from the inputs', and are None
-    elsewhere. For fp16 and bf16 what can compute in that type does, with Casts where it meets
-    what cannot and at inputs and outputs, which keep their dtypes. Operators that nobody knows
-    stay.
+    elsewhere. For fp16 and bf16 what can compute in that type does, but for variances and norms
+    (`statistics`), with Casts where it meets what does not and at inputs and outputs, which keep
+    their dtypes. Operators that nobody knows stay.
 
     Args:
         model: one with an ONNX graph; external data beside it.
@@ -185,13 +186,13 @@ def _typed(model: ir.Model, precision: Precision, name: str) -> ir.Model:
     dtype = _HALVES[precision]
     version = _opset(model)
     if precision is Precision.BF16 and version < BF16_OPSET:
-        now = Plan(model.graph, dtype, frozenset(), version)
-        then = Plan(model.graph, dtype, frozenset(), BF16_OPSET)
+        now = Plan(model.graph, dtype, statistics(model.graph), version)
+        then = Plan(model.graph, dtype, statistics(model.graph), BF16_OPSET)
         if len(then.reads) > len(now.reads):
             version = BF16_OPSET
             model = _at_opset(model, version)
             _infer(model)
-    plan = Plan(model.graph, dtype, frozenset(), version)
+    plan = Plan(model.graph, dtype, statistics(model.graph), version)
     if not plan.reads:
         raise Unsupported(
             f"Nothing in {name} computes in {precision}.",

@@ -16,6 +16,7 @@ from peregrine.compiler.attributes import (
     is_subgraph,
     torch_dtype,
 )
+from peregrine.compiler.capture import capture
 from peregrine.compiler.device_memory import moved, release
 from peregrine.compiler.lifetimes import last_uses
 from peregrine.compiler.memory import aligned
@@ -122,7 +123,7 @@ class Executable:
         torch.cuda.synchronize(self.device)
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            with capture(graph):
                 self.launch()
         except torch.OutOfMemoryError:
             raise

@@ -149,7 +149,7 @@ class _Final:
                 self.record(Reload(row.id, None, None, _NO_ROOM))
                 continue
             self.contestants.append(_Contestant(row, batch, self.start(row), []))
-        for contestant, reload in self.bring_back(list(self.contestants)):
+        for contestant, reload in self.bring_back(list(self.contestants), timed=True):
             self.record(reload)
             if reload.error:
                 self.dismiss(contestant)
@@ -162,17 +162,18 @@ class _Final:
         self.contestants.remove(contestant)
 
     def bring_back(
-        self, contestants: Sequence[_Contestant]
+        self, contestants: Sequence[_Contestant], *, timed: bool = False
     ) -> Iterator[tuple[_Contestant, Reload]]:
-        """Load what each saved, one after the other, for that is timed; and then, several at a
-        time, build those again that save nothing."""
-        saved = [c for c in contestants if self.artifact(c) is not None]
+        """Load what each saved, `timed` one after the other; and then, several at a time, build
+        those again that save nothing."""
+        saved = [c for c in contestants if timed and self.artifact(c) is not None]
         for contestant in saved:
             self.phase(contestant.row.id, "load", "")
             yield contestant, self.reload(contestant)
         again = [c for c in contestants if c not in saved]
         if again:
-            self.phase(again[0].row.id, "build again", f"{len(again)} that save nothing")
+            what = ("build again", "that save nothing") if timed else ("load again", "side by side")
+            self.phase(again[0].row.id, what[0], f"{len(again)} {what[1]}")
         # The workers are this thread's, and die with it; the pool only waits for them.
         with ThreadPoolExecutor(max(1, min(_BUILDS_AT_ONCE, physical_cores() // 2))) as pool:
             yield from zip(again, pool.map(self.reload, again), strict=True)

@@ -31,9 +31,11 @@ from peregrine.errors import (
     WorkerOutOfMemory,
     WorkerTimeout,
 )
+from peregrine.harness.company import Company
 from peregrine.harness.memory import MIB
 from peregrine.harness.turns import Turns
 from peregrine.harness.watch import tree_mb
+from peregrine.turns import VARIABLE
 
 # Makes the package importable, and nothing else of the directory it lies in: the worker's
 # interpreter must not see this one's site-packages.
@@ -68,6 +70,7 @@ class Worker:
         memory_limit_mb: float = float("inf"),
         scratch: Path | None = None,
         turns: Turns | None = None,
+        company: Company | None = None,
     ) -> None:
         """Start the process. Returns at once; the first `call` finds out if it came up.
 
@@ -78,6 +81,7 @@ class Worker:
             scratch: directory for temporary files, deleted with the worker: what a compiler
                 leaves behind when it is killed would else fill the system's.
             turns: of the device that others may be timing on.
+            company: the workers at its side, which it joins.
         """
         self.log = log
         self.memory_limit_mb = memory_limit_mb
@@ -85,6 +89,10 @@ class Worker:
         self._killed = False
         self._scratch = scratch
         self._turns = turns
+        self._company = company
+        self._calls = 0
+        self._paused_at: float | None = None
+        self._paused_s = 0.0
         log.parent.mkdir(parents=True, exist_ok=True)
         answers, worker_end = os.pipe()
         environment = {**os.environ, **interpreter.env}
@@ -95,6 +103,8 @@ class Worker:
         if scratch is not None:
             scratch.mkdir(parents=True, exist_ok=True)
             environment["TMPDIR"] = str(scratch)
+        if turns is not None and turns.path is not None:
+            environment[VARIABLE] = str(turns.path)
         root = str(Path(__file__).parents[1])
         arguments = [root, str(worker_end), str(os.getpid())]
         try:
@@ -123,6 +133,8 @@ class Worker:
             self._watched: psutil.Process | None = psutil.Process(self._process.pid)
         except psutil.NoSuchProcess:
             self._watched = None
+        if company is not None:
+            company.join(self)
 
     @property
     def pid(self) -> int:
@@ -143,14 +155,60 @@ class Worker:
             PeregrineError: the error the worker raised, as the same class.
             WorkerCrashed, WorkerTimeout, WorkerOutOfMemory: it did not answer.
         """
-        with self._turns.take(timed=quiet) if self._turns else contextlib.nullcontext():
-            return self._call(command, timeout_s, quiet, arguments)
+        with contextlib.ExitStack() as stack:
+            if self._turns is not None:
+                stack.enter_context(self._turns.take(timed=quiet))
+            if self._company is not None and quiet:
+                stack.enter_context(self._company.still(self))
+            self._calls += 1
+            try:
+                return self._call(command, timeout_s, quiet, arguments)
+            finally:
+                self._calls -= 1
+
+    @property
+    def is_at_work(self) -> bool:
+        """Whether it has a command to answer."""
+        return self._calls > 0 and not self._killed
+
+    def pause(self) -> list[int]:
+        """Stop it and all that it started; the processes."""
+        self._paused_at = time.monotonic()
+        stopped = []
+        for process in self._tree():
+            with contextlib.suppress(psutil.Error):
+                process.suspend()
+                stopped.append(process.pid)
+        return stopped
+
+    def resume(self) -> None:
+        """Undo `pause`. The time between counts for no limit."""
+        for process in self._tree():
+            with contextlib.suppress(psutil.Error):
+                process.resume()
+        self._paused_s, self._paused_at = self.paused_s, None
+
+    @property
+    def paused_s(self) -> float:
+        """Seconds that it stood still."""
+        since = self._paused_at
+        return self._paused_s + (0.0 if since is None else time.monotonic() - since)
+
+    def _tree(self) -> list[psutil.Process]:
+        """The worker first, which could else start more."""
+        if self._watched is None or self._killed:
+            return []
+        with contextlib.suppress(psutil.Error):
+            return [self._watched, *self._watched.children(recursive=True)]
+        return []
 
     def _call(
         self, command: str, timeout_s: float, quiet: bool, arguments: Mapping[str, Any]
     ) -> dict[str, Any]:
         assert self._process.stdin is not None
-        request = json.dumps({"command": command, "arguments": arguments}).encode() + b"\n"
+        turn = self._turns is not None and self._turns.needed(timed=quiet)
+        asked = {"command": command, "arguments": arguments, "turn": turn}
+        request = json.dumps(asked).encode() + b"\n"
         if self._killed:
             raise WorkerCrashed(f"The worker was gone before `{command}`.", why=self.log_tail())
         try:
@@ -158,18 +216,19 @@ class Worker:
             self._process.stdin.flush()
         except BrokenPipeError:
             raise self._death(command) from None
-        line = self._read_line(command, time.monotonic() + timeout_s, timeout_s, quiet)
+        line = self._read_line(command, timeout_s, quiet)
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise _revive(answer["error"])
         return answer
 
-    def _read_line(self, command: str, deadline: float, timeout_s: float, quiet: bool) -> bytes:
+    def _read_line(self, command: str, timeout_s: float, quiet: bool) -> bytes:
         poll = _QUIET_POLL_S if quiet else _POLL_S
+        deadline = time.monotonic() + timeout_s - self.paused_s
         with selectors.DefaultSelector() as selector:
             selector.register(self._answers, selectors.EVENT_READ)
             while b"\n" not in self._buffer:
-                remaining = deadline - time.monotonic()
+                remaining = deadline + self.paused_s - time.monotonic()
                 if remaining <= 0:
                     self.kill()
                     raise WorkerTimeout(

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from peregrine.backends import registry
 from peregrine.environments import interpreter_for
 from peregrine.errors import NoCandidate, OptionError, PeregrineError
 from peregrine.events import (
@@ -114,10 +115,10 @@ class _Race:
             self.tell(RunStarted(str(run.path), self.request.source, len(before.candidates)))
             if not before.started:
                 run.append("started", {"time": _now(), "machine": machine()})
-            setting = self.prepare()
-            self.trials(setting, before)
-            self.final(setting)
-            self.concurrency(setting)
+            with closing(self.prepare()) as setting:
+                self.trials(setting, before)
+                self.final(setting)
+                self.concurrency(setting)
             run.append("finished", {"time": _now()})
         finally:
             for temporary in ("outputs", SCRATCH):
@@ -221,8 +222,14 @@ class _Race:
         if at_a_time == 1:
             yield from (self.row(setting, candidate) for candidate in candidates)
             return
-        pool = ThreadPoolExecutor(at_a_time)
-        jobs = {pool.submit(self.row, setting, candidate): candidate for candidate in candidates}
+        # Rows that wait for each other's turns would fill all places that others could build in.
+        pool = ThreadPoolExecutor(at_a_time - at_a_time // 3)
+        in_turn = ThreadPoolExecutor(max(1, at_a_time // 3))
+        jobs = {}
+        for candidate in candidates:
+            alone = registry.get(candidate.backend).times_kernels
+            chosen = in_turn if alone else pool
+            jobs[chosen.submit(self.row, setting, candidate)] = candidate
         starved = []
         try:
             for job in as_completed(jobs):
@@ -232,9 +239,10 @@ class _Race:
                     yield job.result()
             yield from (self.row(setting, candidate) for candidate in starved)
         finally:  # of an interrupted race too: what is at work then ends by its worker's death
-            pool.shutdown(wait=False, cancel_futures=True)
+            for each in (pool, in_turn):
+                each.shutdown(wait=False, cancel_futures=True)
             while not all(job.done() for job in jobs):
-                for worker in list(setting.workers):
+                for worker in setting.company:
                     worker.kill()
                 time.sleep(0.05)
 

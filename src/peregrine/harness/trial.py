@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from weakref import WeakSet
 
 from peregrine.backends import registry
 from peregrine.engines import Kept
@@ -24,6 +23,7 @@ from peregrine.errors import (
     WorkerTimeout,
 )
 from peregrine.harness import wire
+from peregrine.harness.company import Company
 from peregrine.harness.graphs import Graphs
 from peregrine.harness.judge import Judge
 from peregrine.harness.judged import FeedSet
@@ -70,8 +70,11 @@ class Setting:
     request: Request
     judging: Judging
     graphs: Graphs
-    workers: WeakSet[Worker] = field(default_factory=WeakSet)
-    """Those that were started, so that an interrupted race can end them."""
+    company: Company = field(default_factory=Company)
+    """All workers that were started: an interrupted race ends them."""
+
+    def close(self) -> None:
+        self.company.close()
 
     @property
     def judge(self) -> Judge:
@@ -89,15 +92,14 @@ class Setting:
         """A worker in the interpreter of the candidate's backend."""
         name = slug(candidate.id) + (f".{purpose}" if purpose else "")
         times_kernels = registry.get(candidate.backend).times_kernels
-        worker = Worker(
+        return Worker(
             interpreter_for(candidate.backend),
             log=self.run.file("logs", f"{name}.log"),
             memory_limit_mb=self.memory_limit_mb,
             scratch=self.run.file(SCRATCH, name),
             turns=Turns(self.request.device, times_kernels=times_kernels),
+            company=self.company,
         )
-        self.workers.add(worker)
-        return worker
 
     def open(
         self,
@@ -113,7 +115,8 @@ class Setting:
         target = self.target(batch)
         if threads is not None:
             target = dataclasses.replace(target, threads=threads)
-        return worker.call(
+        paused_s = worker.paused_s
+        opened = worker.call(
             "open",
             timeout_s=self.request.timeout_s,
             backend=registry.resolve(candidate.backend),
@@ -122,6 +125,8 @@ class Setting:
             target=wire.encode_target(target),
             artifact=str(artifact) if artifact else None,
         )
+        opened["seconds"] -= worker.paused_s - paused_s
+        return opened
 
     def call(
         self, worker: Worker, command: str, feeds: FeedSet, batch: int, **arguments: Any

@@ -1,15 +1,13 @@
 """Races on one GPU take turns: what is timed there is timed alone.
 
 Two races on the same GPU, or the rows that one race builds side by side, would measure each other.
-A lock on a file, one for each GPU, is held while inferences are timed, and while a backend that
-chooses kernels by timing them builds or first runs. Builds of others go on meanwhile: they take
-processors, and the GPU for moments, which medians bear.
+A worker has its turn (`peregrine.turns`) while its inferences are timed, and while a backend that
+searches kernels somewhere within a library builds or first runs. Builds of others go on meanwhile:
+they take the GPU for moments, which medians bear.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
 import tempfile
 from collections.abc import Iterator
@@ -18,6 +16,7 @@ from pathlib import Path
 
 from peregrine.hardware import visible_gpu
 from peregrine.harness.rundir import slug
+from peregrine.turns import holding
 
 
 class Turns:
@@ -29,20 +28,20 @@ class Turns:
             device: as torch names it; on a CPU nobody waits.
             times_kernels: all that the worker does is for itself alone.
         """
-        self._path = _lock_file(device) if device.startswith("cuda") else None
+        self.path = _lock_file(device) if device.startswith("cuda") else None
         self._always = times_kernels
+
+    def needed(self, *, timed: bool) -> bool:
+        """Whether a command waits for its turn; `timed`: it times inferences."""
+        return self.path is not None and (timed or self._always)
 
     @contextmanager
     def take(self, *, timed: bool) -> Iterator[None]:
-        """Wait for the turn, where one is needed, and hold it. Ends with its process."""
-        if self._path is None or not (timed or self._always):
+        """Wait for the turn, where one is needed, and hold it."""
+        if self.path is None or not self.needed(timed=timed):
             yield
             return
-        with contextlib.ExitStack() as stack:
-            # Where the file cannot be had, another user's or no disk, there are no turns.
-            with contextlib.suppress(OSError):
-                file = stack.enter_context(self._path.open("ab"))
-                fcntl.flock(file, fcntl.LOCK_EX)
+        with holding(self.path):
             yield
 
 

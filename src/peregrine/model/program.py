@@ -81,7 +81,10 @@ def open_program(path: Path) -> ExportedProgram:
         ModelCorrupt: torch cannot read it.
     """
     try:
-        program = torch.export.load(path)
+        with warnings.catch_warnings():
+            # torch 2.11 of its own loader, which makes tensors of the bytes of the file.
+            warnings.filterwarnings("ignore", "The given buffer is not writable")
+            program = torch.export.load(path)
     except Exception as error:
         raise ModelCorrupt(
             f"{path} cannot be opened by torch.export.",
