@@ -353,11 +353,14 @@ def test_a_recorded_module_may_write_to_its_inputs(tmp_path):
 def test_a_branch_on_a_computed_value_is_not_recorded(tmp_path):
     model = odd_torch_model(tmp_path, "branches")
     target = dataclasses.replace(target_of(model), device="cuda:0")
+    stream = torch.cuda.current_stream()
     with pytest.raises(Unsupported, match="cannot be recorded as a CUDA graph") as raised:
         BACKEND.compile(model, RECORDED, target)
     assert raised.value.why
     assert "cuda_graph" in raised.value.fix
-    with BACKEND.compile(model, EAGER, target) as session:  # the GPU is as it was
+    assert torch.cuda.current_stream() == stream  # the process is as it was
+    assert torch.rand(4, device="cuda:0").isfinite().all()
+    with BACKEND.compile(model, EAGER, target) as session:
         assert session.run(random_feeds(model, 2, seed=0))
 
 

@@ -300,7 +300,6 @@ def test_a_pool_that_compiles_is_gone_after_the_build(tmp_path):
 
 @pytest.mark.gpu
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:The CUDA Graph is empty")
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_on_a_gpu(tmp_path):
     model = small_torch_model(tmp_path, "residual")
