@@ -18,7 +18,7 @@ VARIABLE = "PEREGRINE_TURNS"
 """Of the environment: the file of the GPU that this process works on."""
 
 _held = False
-_waited_s = 0.0
+_waits: list[tuple[float, float]] = []
 
 
 @contextmanager
@@ -37,14 +37,14 @@ def holding(path: Path) -> Iterator[None]:
 @contextmanager
 def my_turn() -> Iterator[None]:
     """Time something on this process's GPU, alone. Within itself it waits for nothing."""
-    global _held, _waited_s
+    global _held
     path = os.environ.get(VARIABLE)
     if _held or not path:
         yield
         return
     began = time.monotonic()
     with holding(Path(path)):
-        _waited_s += time.monotonic() - began
+        _waits.append((began, time.monotonic()))
         _held = True
         try:
             yield
@@ -58,6 +58,6 @@ def given(held: bool) -> None:
     _held = held
 
 
-def waited_s() -> float:
-    """Seconds that this process has waited for its turns."""
-    return _waited_s
+def waits(since: float) -> list[tuple[float, float]]:
+    """When this process has waited for its turns, from a time of `time.monotonic` on."""
+    return [(begin, end) for begin, end in _waits if end > since]

@@ -29,7 +29,7 @@ class Busy(Worker):
         self._process = subprocess.Popen([sys.executable, "-c", _BUSY], start_new_session=True)
         self._watched = psutil.Process(self._process.pid)
         self._killed, self._calls = False, 1
-        self._paused_s, self._paused_at = 0.0, None
+        self._pauses, self._paused_at = [], None
         while not self._watched.children():
             time.sleep(0.01)
 
@@ -63,7 +63,7 @@ def test_others_at_work_stand_still_and_go_on(busy):
         assert {p.status() for p in busy._tree()} == {psutil.STATUS_STOPPED}
     time.sleep(0.5)
     assert used(busy) - before > 0.1
-    assert busy.paused_s == pytest.approx(0.6, abs=0.3)
+    assert busy.paused_s() == pytest.approx(0.6, abs=0.3)
     busy._calls = 0
     with company.still(timed):  # it waits for a command: nothing to stop
         assert psutil.STATUS_STOPPED not in {p.status() for p in busy._tree()}

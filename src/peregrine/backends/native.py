@@ -62,6 +62,8 @@ class NativeSession(Session):
         lowered: Mapping[tuple[tuple[str, int], ...], Lowered],
         tuner: Autotuner | None = None,
     ) -> None:
+        import torch
+
         self.inputs, self.outputs, self.profile = model.inputs, model.outputs, target.profile
         self._model, self._candidate, self._target = model, candidate, target
         self._lowered = dict(lowered)
@@ -69,6 +71,7 @@ class NativeSession(Session):
         self._executables: dict[tuple[tuple[str, int], ...], Executable] = {}
         self._current: Executable | None = None
         self._staged: dict[str, torch.Tensor] = {}
+        torch.set_num_threads(threads_of(target))
         self.note = ""
         """What a user should know of how it came to be; part of the placement."""
         self._use(target.profile.opt)
@@ -348,16 +351,12 @@ def _restore_kernels(kept: Engine) -> str:
 
 def make_tuner(target: Target) -> Autotuner:
     """An autotuner with the timing cache of this device."""
-    import torch
-
     from peregrine.compiler.autotune import Autotuner
     from peregrine.compiler.devices import describe
     from peregrine.compiler.fingerprint import fingerprint
     from peregrine.compiler.timings import TimingCache
     from peregrine.store import cache_directory
 
-    if not target.is_cuda:
-        torch.set_num_threads(threads_of(target))
     here = fingerprint(target.device)
     cache = TimingCache.open(cache_directory("timings"), here) if target.is_cuda else None
     return Autotuner(describe(target.device), cache)

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import selectors
 import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -92,7 +93,7 @@ class Worker:
         self._company = company
         self._calls = 0
         self._paused_at: float | None = None
-        self._paused_s = 0.0
+        self._pauses: list[tuple[float, float]] = []
         log.parent.mkdir(parents=True, exist_ok=True)
         answers, worker_end = os.pipe()
         environment = {**os.environ, **interpreter.env}
@@ -186,13 +187,27 @@ class Worker:
         for process in self._tree():
             with contextlib.suppress(psutil.Error):
                 process.resume()
-        self._paused_s, self._paused_at = self.paused_s, None
+        if self._paused_at is not None:
+            self._pauses.append((self._paused_at, time.monotonic()))
+            self._paused_at = None
 
-    @property
-    def paused_s(self) -> float:
-        """Seconds that it stood still."""
-        since = self._paused_at
-        return self._paused_s + (0.0 if since is None else time.monotonic() - since)
+    def paused_s(
+        self,
+        since: float = 0.0,
+        until: float = math.inf,
+        waits: Iterable[tuple[float, float]] = (),
+    ) -> float:
+        """Seconds between two times that it stood still or, as it says itself, waited; all times
+        of `time.monotonic`, which is the same clock in all processes."""
+        idle = [*self._pauses, *waits]
+        if self._paused_at is not None:
+            idle.append((self._paused_at, time.monotonic()))
+        total = 0.0
+        for begin, end in sorted(idle):
+            begin, end = max(begin, since), min(end, until)
+            total += max(0.0, end - begin)
+            since = max(since, end)  # who waits may be stopped meanwhile
+        return total
 
     def _tree(self) -> list[psutil.Process]:
         """The worker first, which could else start more."""
@@ -224,11 +239,11 @@ class Worker:
 
     def _read_line(self, command: str, timeout_s: float, quiet: bool) -> bytes:
         poll = _QUIET_POLL_S if quiet else _POLL_S
-        deadline = time.monotonic() + timeout_s - self.paused_s
+        began = time.monotonic()
         with selectors.DefaultSelector() as selector:
             selector.register(self._answers, selectors.EVENT_READ)
             while b"\n" not in self._buffer:
-                remaining = deadline + self.paused_s - time.monotonic()
+                remaining = began + timeout_s + self.paused_s(began) - time.monotonic()
                 if remaining <= 0:
                     self.kill()
                     raise WorkerTimeout(

@@ -115,7 +115,6 @@ class Setting:
         target = self.target(batch)
         if threads is not None:
             target = dataclasses.replace(target, threads=threads)
-        paused_s = worker.paused_s
         opened = worker.call(
             "open",
             timeout_s=self.request.timeout_s,
@@ -125,7 +124,8 @@ class Setting:
             target=wire.encode_target(target),
             artifact=str(artifact) if artifact else None,
         )
-        opened["seconds"] -= worker.paused_s - paused_s
+        began, ended, waits = (opened.pop(name) for name in ("began", "ended", "waits"))
+        opened["seconds"] = ended - began - worker.paused_s(began, ended, waits)
         return opened
 
     def call(

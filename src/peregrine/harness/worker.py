@@ -39,7 +39,7 @@ from peregrine.harness.together import measure_together
 from peregrine.model.graphs import Graph
 from peregrine.model.model import Model
 from peregrine.results import Boundary, to_builtins
-from peregrine.turns import given, waited_s
+from peregrine.turns import given, waits
 from peregrine.types import Array, Candidate, Profile, Target, physical_cores
 
 if TYPE_CHECKING:
@@ -189,8 +189,8 @@ class Commands:
         artifact: str | None = None,
     ) -> dict[str, Any]:
         """Compile a candidate, or load it from `artifact`; the clock runs from before the
-        runtime is imported to a session that is ready for its first inference, and stands while
-        others are timed."""
+        runtime is imported to a session that is ready for its first inference. The answer's times
+        are of `time.monotonic`; `waits`: what was spent waiting for others that are timed."""
         baseline = memory.peak_mb()
         self._model = Model.open(Path(model))
         self._candidate = wire.decode_candidate(candidate)
@@ -201,13 +201,15 @@ class Commands:
         support = self._backend.available()
         if not support:
             raise BackendUnavailable(support.reason, fix=support.fix)
-        started, waited = time.perf_counter(), waited_s()
+        began = time.monotonic()
         self._sessions = [self._build(self._target)]
-        seconds = time.perf_counter() - started - (waited_s() - waited)
+        ended = time.monotonic()
         build_peak = memory.peak_mb()
         memory.reset_peak()
         return {
-            "seconds": seconds,
+            "began": began,
+            "ended": ended,
+            "waits": waits(began),
             "host_baseline_mb": baseline,
             "host_build_peak_mb": build_peak,
             "versions": _versions(self._backend),

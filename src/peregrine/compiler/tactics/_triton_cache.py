@@ -14,6 +14,7 @@ compiled again. So they are where an entry can't be restored.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -59,7 +60,10 @@ def collect(kernels: Iterable[Launched]) -> dict[str, bytes]:
                 files[f"{Path(path).parent.name}/{_SOURCE}"] = _source(launched)
         for module in _launchers(kernel):
             path = Path(str(module.__file__))
-            files[_key(path)] = path.read_bytes()
+            # In a process where torch.compile launched first, it lay in a cache that went with its
+            # build. Who restores the kernels compiles it, once.
+            with contextlib.suppress(FileNotFoundError):
+                files[_key(path)] = path.read_bytes()
     return files
 
 
