@@ -1,15 +1,18 @@
 """Put a run's table into the README, so that no figure there is typed by hand.
 
     python benchmarks/readme_table.py results/cpu/efficientnet_lite0.json
+    python benchmarks/readme_table.py --block gpu results/h200/resnet50_batch1_256.json
     python benchmarks/readme_table.py --ladder results/cpu/efficientnet_lite0_ladder.json
 
-Replaces what stands between the `measured` markers, or between the `ladder` ones. The picture is
-drawn from the same file. With --print nothing is replaced.
+Replaces what stands between the `measured` markers, between those of `--block`, or between the
+`ladder` ones. The picture is drawn from the same file. With --print nothing is replaced.
 """
 
 import argparse
+import re
 from pathlib import Path
 
+from peregrine.objective import memory_mb, on_gpu
 from peregrine.report import figures, words
 from peregrine.report import ladder as ladders
 from peregrine.report.ladder import Rung
@@ -29,11 +32,18 @@ def top1(row: CandidateResult) -> str:
     return f"{validation.top1_agreement:.1%}"
 
 
+def shortened(reason: str) -> str:
+    """The first sentence, without what it says in brackets; the report has all of it."""
+    plain = re.sub(r" \([^)]*\)", "", " ".join(reason.split()))
+    return re.split(r"(?<=[^.\d])\. |: ", plain)[0].removesuffix(".")
+
+
 def measured(row: Row) -> str:
     result, latency = row.result, row.headline.latency_ms
     low, high = row.headline.ci95_ms
     error = result.validation.scaled_error if result.validation else float("nan")
-    memory = f"{result.memory.host_peak_mb:.0f}" if result.memory else ""
+    taken = memory_mb(result)
+    memory = f"{taken:.0f}" if taken is not None else ""
     cells = [
         f"**{result.id}**" if row.rank == 1 else result.id,
         f"{figures.number(latency.p50)} ({figures.number(low)} to {figures.number(high)})",
@@ -52,9 +62,11 @@ def block(report: Report, picture: str) -> str:
     placed = standings(report)
     machine = report.machine
     judged = "; ".join(words for words in report.reference.inputs if "image" in words)
+    where = f"{machine.cpu}, {machine.physical_cores} cores ({', '.join(machine.cpu_flags)})"
+    if any(on_gpu(row.result) for row in placed.rows):
+        where = machine.gpus[0]
     lines = [
-        f"`{report.command or report.model.source}` on {machine.cpu}, {machine.physical_cores} "
-        f"cores ({', '.join(machine.cpu_flags)}), against {report.reference.workflow}"
+        f"`{report.command or report.model.source}` on {where}, against {report.reference.workflow}"
         + (f" on {judged} and random inputs" if judged else "")
         + f". Weights: {report.model.weights}.",
         "",
@@ -63,7 +75,7 @@ def block(report: Report, picture: str) -> str:
         "|---|---|---|---|---|---|---|---|---|",
         *[measured(row) for row in placed.rows],
         *[
-            f"| {row.id} | {row.status}: {' '.join(row.reason.split())} | | | | | | | |"
+            f"| {row.id} | {row.status}: {shortened(row.reason)} | | | | | | | |"
             for row in placed.out
             if not row.measurements
         ],
@@ -142,6 +154,7 @@ def replaced(text: str, name: str, block: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("report", type=Path)
+    parser.add_argument("--block", default="measured", help="the markers of a table")
     parser.add_argument("--ladder", action="store_true", help="the precision ladder instead")
     parser.add_argument("--print", action="store_true", help="print it and change no file")
     arguments = parser.parse_args()
@@ -155,7 +168,7 @@ def main() -> None:
         if not text:
             raise SystemExit(f"{arguments.report} is of a race of one precision.")
     else:
-        name, picture = "measured", docs / f"{stem}.png"
+        name, picture = arguments.block, docs / f"{stem}.png"
         text = block(report, f"docs/{picture.name}")
         if write:
             write_png(report, picture)

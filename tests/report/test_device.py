@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from peregrine.harness.assemble import throttle_warnings
+from peregrine.report import words
 from peregrine.report.html import page
 from peregrine.report.standings import standings
 from peregrine.report.store import read_json, write_json
@@ -46,6 +47,12 @@ def test_the_terminal_shows_the_device_s_memory(raced: Report) -> None:
     assert "memory: the worker's peak on its GPU" in " ".join(text.split())
     warned = "The GPU was throttled (software power cap) while it was measured: tensorrt fp16 at "
     assert f"{warned}batch 1, 2, 4, 8, 16, 32." in " ".join(text.split())
+
+
+def test_a_picture_names_what_was_measured(raced: Report, report: Report) -> None:
+    assert words.hardware(raced) == raced.machine.gpus[0].split(" (")[0]
+    both = dataclasses.replace(report, machine=raced.machine)
+    assert words.hardware(both) == raced.machine.cpu  # there is a GPU, and nothing ran on it
 
 
 def test_a_cpu_s_report_says_nothing_of_a_gpu(report: Report) -> None:

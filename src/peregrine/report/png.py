@@ -107,7 +107,7 @@ def canvas(width: float, height: float) -> Figure:
 
 def _save(figure: Figure, report: Report, path: Path) -> None:
     """Title it and write it in one step."""
-    title = f"{report.model.name or 'model'}, {report.machine.cpu}"
+    title = f"{report.model.name or 'model'}, {words.hardware(report)}"
     save(figure, title, path, alarm=words.randomly_calibrated(report) and words.RANDOM)
 
 

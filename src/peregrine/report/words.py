@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from peregrine.model.graphs import REPAIRED
+from peregrine.objective import on_gpu
 from peregrine.report import figures
 from peregrine.report.standings import Row
 from peregrine.results import (
@@ -146,6 +147,14 @@ def placement(placed: Placement | None) -> str:
     if placed.fell_back:
         parts.append("fell back")
     return ", ".join(parts)
+
+
+def hardware(report: Report) -> str:
+    """The GPU where rows ran on one, else the processor; by name alone."""
+    gpus = report.machine.gpus
+    if gpus and any(on_gpu(row) for row in report.candidates):
+        return gpus[0].partition(" (")[0]
+    return report.machine.cpu
 
 
 def machine(record: MachineRecord) -> str:
