@@ -109,7 +109,8 @@ class Subject:
         return target(self.model, fixed)
 
     def candidates(self) -> list[Candidate]:
-        offered = self.backend.candidates(self.model, self.target())
+        offered = list(self.backend.candidates(self.model, self.target()))
+        offered = offered or list(self.backend.on_request(self.model, self.target()))
         return [c for c in offered if self.lower or c.precision is Precision.FP32]
 
     def read_by(self, candidate: Candidate) -> Model:

@@ -113,7 +113,13 @@ def test_no_winner_says_why(edge_cases: dict[str, Report]) -> None:
     assert "--resume" in verdict(edge_cases["interrupted"]).why
     assert "doctor" in verdict(edge_cases["no candidates"]).why
     assert "none may win: " in verdict(edge_cases["nothing measured"]).why
-    assert "Nothing else was valid" in verdict(edge_cases["one candidate"]).margin
+    alone = edge_cases["one candidate"]
+    assert "Nothing else was valid" in verdict(alone).margin
+    other = dataclasses.replace(
+        alone.candidates[0], id="fell back", disqualified="fell back: 3 nodes on the CPU"
+    )
+    both = dataclasses.replace(alone, candidates=(*alone.candidates, other))
+    assert "No other valid row may win, fell back among them" in verdict(both).margin
 
 
 def test_break_even_counts_inferences_or_says_never(report: Report) -> None:

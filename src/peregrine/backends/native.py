@@ -275,8 +275,13 @@ class NativeBackend(Backend):
         return Support.yes()
 
     def candidates(self, model: Model, target: Target) -> Iterator[Candidate]:
-        for precision in _CUDA if target.is_cuda else _CUDA[:1]:
+        for precision in _CUDA if target.is_cuda else ():
             yield Candidate(self.name, precision=precision)
+
+    def on_request(self, model: Model, target: Target) -> Iterator[Candidate]:
+        """On a CPU it is there to be tested: never the fastest, and up to 43 s of a race."""
+        if not target.is_cuda:
+            yield Candidate(self.name)
 
     def compile(self, model: Model, candidate: Candidate, target: Target) -> NativeSession:
         check_graph(candidate, model)

@@ -41,7 +41,7 @@ def verdict(report: Report) -> Verdict:
     title = f"A tie, taken by {winner.id}" if winner.tie_with else f"{winner.id} wins"
     return Verdict(
         title,
-        _margin(winner),
+        _margin(report, winner),
         winner.reason,
         _break_even(report, winner),
         _undecided(report, winner),
@@ -88,7 +88,7 @@ def _why_none(report: Report) -> str:
     return text
 
 
-def _margin(winner: Winner) -> str:
+def _margin(report: Report, winner: Winner) -> str:
     finals = {c.candidate: c for c in winner.finals}
     parts = []
     if winner.tie_with:
@@ -102,7 +102,11 @@ def _margin(winner: Winner) -> str:
         who = next_one.candidate if next_one else "The next row"
         parts.append(f"{who} takes {_more(winner)}")
     elif winner.margin is None and not winner.tie_with:
-        parts.append("Nothing else was valid to race against")
+        beaten = [c for c in report.candidates if c.status is Status.OK and c.id != winner.id]
+        if beaten:  # by the rules alone, as after a fallback
+            parts.append(f"No other valid row may win, {beaten[0].id} among them")
+        else:
+            parts.append("Nothing else was valid to race against")
     return ". ".join(parts) + "." if parts else ""
 
 
