@@ -19,10 +19,11 @@ from peregrine.harness.request import Request
 from peregrine.harness.trial import empty_result
 from peregrine.model.model import Model
 from peregrine.results import CandidateResult, Status
-from peregrine.types import Candidate, Profile, Target
+from peregrine.types import Candidate, Profile, Target, physical_cores
 
 _PROBE_TIMEOUT_S = 120.0
 _PROBES_AT_ONCE = 4
+"""At least. Each is a process that imports its runtime, which takes a core for seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +75,11 @@ def probe_all(
     backends: Sequence[str], logs: Path | None, model: Model | None, target: Target
 ) -> list[Probe]:
     """Probe several backends at once. `logs` None throws away what they print."""
-    with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(_PROBES_AT_ONCE) as pool:
+    at_once = max(_PROBES_AT_ONCE, physical_cores())
+    with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(at_once) as pool:
         where = logs or Path(scratch)
         # A worker dies with the thread that started it; these threads outlive theirs.
-        jobs = [pool.submit(probe, b, where / f"probe-{b}.log", model, target) for b in backends]
+        jobs = [pool.submit(probe, b, where / _log_of(b), model, target) for b in backends]
         return [job.result() for job in jobs]
 
 
@@ -152,6 +154,15 @@ def make_plan(model: Model, request: Request, logs: Path) -> Plan:
         )
     # Who names rows has them all.
     return Plan(tuple(candidates), tuple(absent), () if request.only else tuple(refining))
+
+
+def is_absent(row: CandidateResult) -> bool:
+    """Whether a row stands for a whole backend that could not take part, in any precision."""
+    return Path(row.log).name == _log_of(row.backend)
+
+
+def _log_of(backend: str) -> str:
+    return f"probe-{backend}.log"
 
 
 def _wanted(request: Request) -> list[str]:
