@@ -85,7 +85,8 @@ def run_final(
 
     Args:
         setting: the race.
-        rows: the valid candidates, best first, each with the batch it competes at.
+        rows: the valid candidates, each with the batch it competes at; where memory is short, the
+            first ones take part.
         offline: compare throughput with several inferences in flight, not single-stream time.
         record: told every finding at once.
         progress: told the round done, and the number of rounds.

@@ -275,6 +275,7 @@ class _Race:
         # What the data cannot decide is measured with the rest: a user must see what deciding
         # would be worth.
         rows = [*rank(found, objective), *(r for r in found if r.status is Status.UNDECIDED)]
+        rows.sort(key=lambda row: row.id not in self.request.first_in_final)
         entrants = [(r, m.batch) for r in rows if (m := objective.measurement(r)) is not None]
         run.append("final", {"entrants": [row.id for row, _ in entrants]})
         self.tell(FinalStarted(tuple(row.id for row, _ in entrants), self.request.final_rounds))

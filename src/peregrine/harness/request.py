@@ -48,6 +48,8 @@ class Request:
     begins with a whole `backend[variant]` also finds what that backend runs on request alone."""
     skip: tuple[str, ...] = ()
     """No candidates whose id or backend matches one of these."""
+    first_in_final: tuple[str, ...] = ()
+    """Ids that others are compared with: where memory for the final is short, they come first."""
     device: str = "cpu"
     """`cpu` or `cuda:0`; the API resolves `auto` before it comes here."""
     threads: int = 0
