@@ -13,10 +13,11 @@ _SPEED = {"W0": 1.0, "W1": 1.4, "W2": 2.0, "W3": 1.8}
 _LARGEST = {"W0": 256, "W1": 64, "W2": 256, "W3": 128}
 
 
-def study() -> Study:
-    networks = paper().networks
+def study(*precisions: Precision) -> Study:
+    networks, precisions = paper().networks, precisions or (Precision.FP32,)
     entries = [
-        _entry(network, workflow, number)
+        _entry(network, workflow, number, precision)
+        for precision in precisions
         for number, network in enumerate(networks)
         for workflow in _SPEED
     ]
@@ -25,17 +26,17 @@ def study() -> Study:
         python="CPython 3.12", gpus=("Example GPU (capability 9.0, 4096 MiB)",),
         load_average=0.1, cpu_flags=("avx2",),
     )  # fmt: skip
-    ask = Ask("paper", networks, ("cuda:0",))
+    ask = Ask("paper", networks, ("cuda:0",), precisions)
     return Study(
-        "paper", networks, tuple(_SPEED), (Precision.FP32,), ("cuda:0",), BATCHES, (machine,),
+        "paper", networks, tuple(_SPEED), precisions, ("cuda:0",), BATCHES, (machine,),
         {"torch": "2.11"}, tuple(entries), (ask,),
     )  # fmt: skip
 
 
-def _entry(network: str, workflow: str, number: int) -> Entry:
+def _entry(network: str, workflow: str, number: int, precision: Precision) -> Entry:
     if (network, workflow) == ("resnet152", "W1"):
         return Entry(
-            network, Precision.FP32, "cuda:0", workflow, status="oom",
+            network, precision, "cuda:0", workflow, status="oom",
             reason="The engine does not fit.", fix="Lower workspace_mb.",
         )  # fmt: skip
     points = []
@@ -50,7 +51,7 @@ def _entry(network: str, workflow: str, number: int) -> Entry:
     base = tuple(0.55 * (number + 1) * (1 + 0.01 * n) for n in range(5))
     own = tuple(ms / _SPEED[workflow] for ms in base)
     return Entry(
-        network, Precision.FP32, "cuda:0", workflow, f"row of {workflow}", "ok",
+        network, precision, "cuda:0", workflow, f"row of {workflow}", "ok",
         points=tuple(points), ended=ended, non_equal_percent=0.6, non_equal_percent_1e3=0.0004,
         final=() if workflow == "W0" else (base, own),
     )  # fmt: skip

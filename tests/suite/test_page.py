@@ -90,6 +90,18 @@ def test_throughput_is_of_the_best_batch_with_its_interval(whole):
     assert bar.high == pytest.approx(bar.value / 0.98)
 
 
+def test_tables_and_figures_of_each_precision_name_it():
+    two = study(Precision.FP32, Precision.TF32)
+    assert [t.id for t in tables(two)] == [
+        f"table-{n}-{p}-cuda" for p in ("fp32", "tf32") for n in (1, 3, 4)
+    ]
+    assert all("(tf32, Example GPU)" in t.title for t in tables(two)[3:])
+    assert "W0's own line is what tf32 on the device alone changes" in tables(two)[4].lead
+    assert set(record(two)["charts"]) == {
+        f"figure-{n}-{p}-cuda" for n in range(2, 7) for p in ("fp32", "tf32")
+    }
+
+
 def test_the_page_says_why_something_is_missing_and_escapes_it(whole):
     evil = "<script>alert(1)</script>"
     entries = tuple(

@@ -61,7 +61,7 @@ def _run(ask, path, **options):
 
 def test_every_workflow_is_measured_or_says_why_not(whole):
     path, progress, _ = whole
-    assert progress.done == ("narrow-fp32-cpu", "wide-fp32-cpu")
+    assert progress.done == ("narrow-cpu", "wide-cpu")
     assert progress.failed == progress.left == ()
     study = read([path])
     assert study.networks == ("narrow", "wide")
@@ -86,7 +86,7 @@ def test_every_workflow_is_measured_or_says_why_not(whole):
 def test_tables_and_figures_are_complete(whole):
     path, _, written = whole
     record = json.loads((path / "suite-report.json").read_text())
-    assert [t["id"] for t in record["tables"]] == ["table-1", "table-3", "table-4"]
+    assert [t["id"] for t in record["tables"]] == [f"table-{n}-fp32-cpu" for n in (1, 3, 4)]
     for shown in record["tables"]:
         assert all(len(line["cells"]) == 2 for line in shown["lines"])
     first, _, speedups = record["tables"]
@@ -106,6 +106,76 @@ def test_tables_and_figures_are_complete(whole):
         assert words in page
 
 
+@pytest.fixture(scope="module")
+def both(tmp_path_factory, faults_for_module):
+    """A network in two precisions, as `suite paper` runs them."""
+    path = tmp_path_factory.mktemp("both") / "study"
+    progress, _ = api.run_suite(
+        "paper", path, networks=("suite_networks:wide",), batches=(1,), device="cpu",
+        precisions=("fp32", "fp16"), input_specs=(_IMAGE,), **{**_QUICK, "final_rounds": 5},
+    )  # fmt: skip
+    return path, progress
+
+
+def test_all_precisions_of_a_network_are_one_race(both):
+    path, progress = both
+    assert progress.done == ("wide-cpu",)
+    assert [p.name for p in path.iterdir() if p.is_dir()] == ["wide-cpu"]
+    study = read([path])
+    assert study.precisions == (Precision.FP32, Precision.FP16)
+    base = {Precision.FP32: "pytorch[eager] fp32", Precision.FP16: "pytorch[channels_last] fp16"}
+    for precision, name in base.items():
+        assert study.entry("wide", "W0", precision, "cpu").candidate == name
+        own = study.entry("wide", "W3", precision, "cpu")
+        assert own.candidate == f"onnxruntime[CPUExecutionProvider] {precision}"
+        # One backend that is not here has one row, which is the answer in each precision.
+        assert "not installed" in study.entry("wide", "W1", precision, "cpu").reason
+    record = json.loads((path / "suite-report.json").read_text())
+    assert [t["id"] for t in record["tables"]] == [
+        f"table-{n}-{p}-cpu" for p in base for n in (1, 3, 4)
+    ]
+    assert set(record["charts"]) == {f"figure-{n}-{p}-cpu" for n in range(2, 7) for p in base}
+
+
+def test_no_row_leaves_the_final_before_the_end(both):
+    report = api.open_report(both[0] / "wide-cpu")
+    valid = {row.id for row in report.candidates if row.can_win}
+    assert len(valid) == 4
+    played = {(turn.candidate, turn.round) for turn in report.final_rounds}
+    assert played == {(row, number) for row in valid for number in range(1, 6)}
+    assert Ask("paper", ("resnet18",), ("cpu",)).final_rounds == 5
+
+
+def test_what_others_are_compared_with_comes_first_into_the_final(both):
+    lines = (both[0] / "wide-cpu" / "results.jsonl").read_text().splitlines()
+    (final,) = (x["record"] for x in map(json.loads, lines) if x["kind"] == "final")
+    assert set(final["entrants"][:2]) == {"pytorch[eager] fp32", "pytorch[channels_last] fp16"}
+
+
+def test_speedups_are_of_one_precision(both):
+    path, _ = both
+    rounds = api.open_report(path / "wide-cpu").final_rounds
+    study = read([path])
+    for precision, base in (
+        ("fp32", "pytorch[eager] fp32"),
+        ("fp16", "pytorch[channels_last] fp16"),
+    ):
+        entry = study.entry("wide", "W3", Precision(precision), "cpu")
+        expected = [
+            tuple(float(np.median(turn.samples_ms)) for turn in rounds if turn.candidate == name)
+            for name in (base, entry.candidate)
+        ]
+        assert list(entry.final) == expected
+
+
+def test_what_is_so_in_every_precision_is_said_once(both):
+    page = (both[0] / "suite.html").read_text()
+    assert page.count("W1 Torch-TensorRT (fp32, fp16, cpu)") == 1
+    for precision in ("fp32", "fp16"):
+        assert f'href="#{precision}-cpu"' in page
+        assert f'id="{precision}-cpu"' in page
+
+
 def test_the_final_pairs_w3_with_w0(whole):
     entry = read([whole[0]]).entry("wide", "W3", Precision.FP32, "cpu")
     ratio = entry.lead_speedup
@@ -116,10 +186,10 @@ def test_the_final_pairs_w3_with_w0(whole):
 
 def test_finished_races_are_kept_and_light(whole):
     path, _, _ = whole
-    rows = path / "narrow-fp32-cpu" / "results.jsonl"
+    rows = path / "narrow-cpu" / "results.jsonl"
     before = rows.stat().st_mtime_ns
     progress, _ = api.resume_suite("paper", path)
-    assert progress.done == ("narrow-fp32-cpu", "wide-fp32-cpu")
+    assert progress.done == ("narrow-cpu", "wide-cpu")
     assert rows.stat().st_mtime_ns == before
     assert not (rows.parent / "feeds").exists()
     assert not (rows.parent / "artifacts").exists()
@@ -132,7 +202,7 @@ def test_engines_of_earlier_races_are_no_part_of_a_study(whole):
     path, _, _ = whole
     ask = Ask.load(path)
     assert not any(ask.request(race).engine_cache for race in ask.races())
-    report = api.open_report(path / "wide-fp32-cpu")
+    report = api.open_report(path / "wide-cpu")
     assert all(row.engine is None for row in report.candidates)
 
 
@@ -161,9 +231,9 @@ def test_a_time_limit_stops_before_the_next_network(networks, tmp_path):
     ask = _ask(networks)
     path = tmp_path / "study"
     progress = _run(ask, path, time_limit_s=1e-3)
-    assert progress.done == ("first-fp32-cpu",)
-    assert progress.left == ("second-fp32-cpu",)
-    assert read([path]).warnings == ("second-fp32-cpu: not run yet",)
+    assert progress.done == ("first-cpu",)
+    assert progress.left == ("second-cpu",)
+    assert read([path]).warnings == ("second-cpu (fp32): not run yet",)
     shutil.copytree(path, tmp_path / "other")
     assert run(ask, tmp_path / "other").left == ()
     # What one piece left another has run.
@@ -188,6 +258,31 @@ def test_pieces_merge_networks_and_batches(networks, tmp_path):
     assert found == {"first": [1, 4], "second": [1, 2]}
 
 
+def test_pieces_merge_precisions(networks, tmp_path):
+    pieces = [tmp_path / name for name in ("a", "b")]
+    _run(_ask(networks), pieces[0])
+    _run(_ask(networks, precisions=("fp16",)), pieces[1], time_limit_s=1e-3)
+    # What one precision has run is no excuse for the other.
+    assert read(pieces).warnings == ("second-cpu (fp16): not run yet",)
+    api.resume_suite("paper", pieces[1])
+    study = read(pieces)
+    assert study.warnings == ()
+    assert study.precisions == (Precision.FP32, Precision.FP16)
+    for piece, precision in zip(pieces, study.precisions, strict=True):
+        for network in study.networks:
+            where = (network, "W3", precision, "cpu")
+            assert study.entry(*where) == read([piece]).entry(*where)
+            assert study.entry(*where).points
+
+
+def test_a_race_of_one_precision_of_an_earlier_version_is_named(networks, tmp_path):
+    path = tmp_path / "study"
+    begin(_ask(networks[:1]), path)
+    (path / "first-fp32-cpu").mkdir()
+    (warning,) = read([path]).warnings
+    assert "first-cpu (fp32): not run yet; first-fp32-cpu is of a version" in warning
+
+
 def test_of_the_same_network_twice_the_later_counts(networks, tmp_path):
     pieces = [tmp_path / name for name in ("a", "b")]
     for piece in pieces:
@@ -207,19 +302,19 @@ def test_a_killed_suite_goes_on_where_it_was(networks, tmp_path):
     ]  # fmt: skip
     process = subprocess.Popen(command, env=dict(os.environ))
     deadline = time.monotonic() + 120
-    while not (path / "second-fp32-cpu" / "run.json").is_file():
+    while not (path / "second-cpu" / "run.json").is_file():
         assert process.poll() is None, "it ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert finished(path / "first-fp32-cpu")
-    assert not finished(path / "second-fp32-cpu")
-    before = (path / "first-fp32-cpu" / "results.jsonl").read_bytes()
+    assert finished(path / "first-cpu")
+    assert not finished(path / "second-cpu")
+    before = (path / "first-cpu" / "results.jsonl").read_bytes()
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "Left for later" not in done.stdout
-    assert (path / "first-fp32-cpu" / "results.jsonl").read_bytes() == before
-    assert finished(path / "second-fp32-cpu")
+    assert (path / "first-cpu" / "results.jsonl").read_bytes() == before
+    assert finished(path / "second-cpu")
     assert [len(e.points) for e in read([path]).entries] == [1, 1]
 
 
@@ -230,8 +325,8 @@ def test_a_network_that_cannot_be_loaded_does_not_end_the_suite(networks, tmp_pa
         "paper", tmp_path / "study", networks=(str(broken), networks[0]), batches=(1,),
         device="cpu", workflows=("W3",), **_QUICK,
     )  # fmt: skip
-    assert progress.failed == ("broken-fp32-cpu",)
-    assert progress.done == ("first-fp32-cpu",)
+    assert progress.failed == ("broken-cpu",)
+    assert progress.done == ("first-cpu",)
     study = read([tmp_path / "study"])
     entry = study.entry("broken", "W3", Precision.FP32, "cpu")
     assert entry.points == ()
@@ -304,7 +399,7 @@ def test_the_command_needs_a_directory():
 def test_a_race_that_was_killed_shows_what_it_had_measured(whole, tmp_path):
     path = tmp_path / "killed"
     shutil.copytree(whole[0], path)
-    race_directory = path / "wide-fp32-cpu"
+    race_directory = path / "wide-cpu"
     for file in ("report.json", "report.html"):
         (race_directory / file).unlink()
     rows = (race_directory / "results.jsonl").read_text().splitlines(keepends=True)
@@ -320,6 +415,20 @@ def test_a_race_that_was_killed_shows_what_it_had_measured(whole, tmp_path):
         ]
         assert study.entry(*where).final == ()
     assert study.warnings == ()  # every row says how it ended
+
+
+def test_a_race_that_was_killed_before_a_precision_says_which(both, tmp_path):
+    path = tmp_path / "killed"
+    shutil.copytree(both[0], path)
+    for file in ("report.json", "report.html"):
+        (path / "wide-cpu" / file).unlink()
+    rows = (path / "wide-cpu" / "results.jsonl").read_text().splitlines(keepends=True)
+    kept = [line for line in rows if '"fp16"' not in line or '"plan"' in line.partition(",")[0]]
+    (path / "wide-cpu" / "results.jsonl").write_text("".join(kept[:-1]))
+    study = read([path])
+    assert study.warnings == ("wide-cpu (fp16): interrupted",)
+    assert study.entry("wide", "W0", Precision.FP32, "cpu").points
+    assert study.entry("wide", "W0", Precision.FP16, "cpu").reason == "interrupted"
 
 
 def test_a_threshold_of_one_s_own_reaches_the_race(networks):

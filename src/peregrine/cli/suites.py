@@ -47,7 +47,7 @@ class SuiteOptions:
         str, _asked("--workflows", metavar="W,W", help="Only these workflows, e.g. W0,W3.")
     ] = ""
     precision: Annotated[
-        str, _asked("--precision", metavar="P,P", help="fp32 as published; fp16, or both.")
+        str, _asked("--precision", metavar="P,P", help="fp32 as published; or fp32,tf32,fp16.")
     ] = "fp32"
     device: Annotated[
         str, _asked("--device", help="cpu, cuda:0, or auto: what the suite is about, if here.")
@@ -112,6 +112,7 @@ def paper(networks: Networks = "", *, options: SuiteOptions) -> None:
 
     Examples:
       peregrine suite paper --out study
+      peregrine suite paper --out study --precision fp32,tf32,fp16
       peregrine suite paper --out piece1 --networks resnet18,resnet34 --time-limit 540
       peregrine suite paper --out cpu --device cpu --networks squeezenet1_1 --batches 1,2,4
       peregrine suite paper --resume study

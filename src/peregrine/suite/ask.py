@@ -19,7 +19,7 @@ from peregrine.objective import Goal, Objective
 from peregrine.report.store import write_text
 from peregrine.results import Boundary
 from peregrine.suite import published
-from peregrine.suite.workflows import OF_SUITE, Workflow, by_key, patterns
+from peregrine.suite.workflows import OF_SUITE, W0, Workflow, by_key, kind_of, patterns
 from peregrine.types import Precision
 
 FILE = "suite.json"
@@ -29,9 +29,10 @@ PAPER, RESNET50 = "paper", "resnet50"
 @dataclass(frozen=True, slots=True)
 class Ask:
     """A suite. The defaults of the last five fields are chosen so that one network at nine
-    batches and four workflows takes about two minutes on an H200, half of it building engines
-    and starting processes: a measurement takes 0.2 s and, for batches of which 50 inferences take
-    longer, at most 1.5 s; the final, which only batch 1 enters, plays five rounds."""
+    batches, four workflows and one precision takes about two minutes on an H200, half of it
+    building engines and starting processes: a measurement takes 0.2 s and, for batches of which
+    50 inferences take longer, at most 1.5 s; the final, which only batch 1 enters, plays five
+    rounds. Nobody leaves a final that soon, so that rows of a slower precision have them all."""
 
     suite: str
     """`paper` or `resnet50`."""
@@ -107,17 +108,17 @@ class Ask:
     def races(self) -> tuple[RaceAsk, ...]:
         """In the order they run. A device that none of the workflows is for has none."""
         return tuple(
-            RaceAsk(network, precision, device)
-            for precision in self.precisions
+            RaceAsk(network, device)
             for device in self.devices
-            if patterns(self.chosen, device, precision)
+            if patterns(self.chosen, device, self.precisions)
             for network in self.networks
         )
 
     def request(self, race: RaceAsk, command: str = "") -> Request:
         """One network as an ordinary race, decided by the smallest batch at the device boundary:
-        the paper's inputs lie on the GPU before the clock starts."""
-        wanted = patterns(self.chosen, race.device, race.precision)
+        the paper's inputs lie on the GPU before the clock starts. Its winner is the fastest row
+        of any precision; the tables compare within one."""
+        wanted = patterns(self.chosen, race.device, self.precisions)
         backends = {p.split(" ")[0].split("[")[0].rstrip("*") for p in wanted}
         return Request(
             source=race.network,
@@ -125,9 +126,10 @@ class Ask:
                 Goal.LATENCY, self.batches[0], None, self.limit_memory_mb, Boundary.DEVICE
             ),
             batches=self.batches,
-            precisions=(race.precision,),
+            precisions=self.precisions,
             backends=tuple(name for name in registry.names() if name in backends),
             only=wanted,
+            first_in_final=patterns((W0,), race.device, self.precisions),
             device=race.device,
             threads=self.threads,
             seed=self.seed,
@@ -178,10 +180,10 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class RaceAsk:
-    """One network at one precision on one device."""
+    """One network on one device, in all precisions of the suite: it is loaded, exported and
+    judged by one reference, which takes as long as its rows do."""
 
     network: str
-    precision: Precision
     device: str
 
     @property
@@ -192,8 +194,11 @@ class RaceAsk:
     @property
     def name(self) -> str:
         """Its run directory below the suite's."""
-        kind = "cuda" if self.device.startswith("cuda") else self.device
-        return slug(f"{self.label}-{self.precision}-{kind}")
+        return slug(f"{self.label}-{kind_of(self.device)}")
+
+    def of_one_precision(self, precision: Precision) -> str:
+        """The directory that earlier versions ran it in, a precision each."""
+        return slug(f"{self.label}-{precision}-{kind_of(self.device)}")
 
 
 _CALIBRATED = (Precision.INT8, Precision.FP8)

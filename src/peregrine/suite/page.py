@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import product
 
 from peregrine.report import figures, words
 from peregrine.report.html.document import document
@@ -32,6 +33,7 @@ from peregrine.suite.tables import (
     resnet50_table,
     title_of,
 )
+from peregrine.suite.workflows import kind_of
 from peregrine.types import Precision
 
 
@@ -53,8 +55,8 @@ def page(study: Study) -> str:
     return document(f"{title}: Peregrine suite", body)
 
 
-def _section(title: str, *content: Node) -> Markup:
-    return el("section", el("h2", title), *content)
+def _section(title: str, *content: Node, id: str | None = None) -> Markup:
+    return el("section", el("h2", title), *content, id=id)
 
 
 def _lead(study: Study) -> Markup:
@@ -69,7 +71,27 @@ def _lead(study: Study) -> Markup:
            + ", ".join(f"{name} {version}" for name, version in source.versions.items()) + "."),
         el("p", f"Ours are medians, each with its 95% interval, of rows whose outputs were "
            f"compared with the reference's before they were timed.{held}"),
+        _contents(study),
     )  # fmt: skip
+
+
+def _contents(study: Study) -> Node:
+    """Where the tables of each precision begin, where there are several."""
+    devices = study.devices if study.suite == "paper" else study.devices[:1]
+    links: dict[str, str] = {}
+    for precision in study.precisions:
+        for device in devices:
+            words = f"{precision}, {study.card(device)}" if len(devices) > 1 else precision
+            links[_anchor(precision, device)] = words
+    if len(links) < 2:
+        return None
+    listed = [[", " if at else "", el("a", words, href=f"#{to}")]
+              for at, (to, words) in enumerate(links.items())]  # fmt: skip
+    return el("p", "Each with tables of its own: ", listed, ".")
+
+
+def _anchor(precision: Precision, device: str) -> str:
+    return f"{precision}-{kind_of(device)}"
 
 
 def _warnings(study: Study) -> Markup:
@@ -82,10 +104,12 @@ def _warnings(study: Study) -> Markup:
 def _sections(study: Study) -> list[Node]:
     if study.suite == "resnet50":
         return [
-            _table(resnet50_table(study, network, precision, batch))
+            _table(
+                resnet50_table(study, network, precision, batch),
+                _anchor(precision, study.devices[0]) if not number else None,
+            )
             for precision in study.precisions
-            for network in study.networks
-            for batch in study.batches
+            for number, (network, batch) in enumerate(product(study.networks, study.batches))
         ]
     return [_paper(study, p, device) for p in study.precisions for device in study.devices]
 
@@ -106,7 +130,8 @@ def _paper(study: Study, precision: Precision, device: str) -> list[Node]:
         for name in study.networks
     ]  # fmt: skip
     return [
-        _table(one), _table(three), _table(four), _chart(fig2), _chart(fig3), _chart(fig4),
+        _table(one, _anchor(precision, device)), _table(three), _table(four),
+        _chart(fig2), _chart(fig3), _chart(fig4),
         el("div", _chart(fig5), _chart(fig6), class_="pair"),
         _section(
             f"Every network ({precision}, {study.card(device)})",
@@ -115,12 +140,12 @@ def _paper(study: Study, precision: Precision, device: str) -> list[Node]:
     ]  # fmt: skip
 
 
-def _table(shown: Table) -> Markup:
+def _table(shown: Table, id: str | None = None) -> Markup:
     rows = [
         [_head(line), *(_cell(cell, line.whose) for cell in line.cells)] for line in shown.lines
     ]
     built = table(("", *shown.columns), rows, label=shown.title, sortable=False)
-    return _section(shown.title, el("p", shown.lead, class_="lead"), built)
+    return _section(shown.title, el("p", shown.lead, class_="lead"), built, id=id)
 
 
 def _head(line: Line) -> Markup:
@@ -216,12 +241,19 @@ def _absent(study: Study) -> Markup:
             groups.setdefault(key, []).append(entry)
     if not groups:
         return join(None)
+    # What is so in several precisions for the same networks is said once, too.
+    alike: dict[tuple[object, ...], list[list[Entry]]] = {}
+    for (workflow, _, device, cause), entries in groups.items():
+        networks = tuple(entry.network for entry in entries)
+        alike.setdefault((workflow, device, cause, networks), []).append(entries)
     cards = []
-    for (workflow, precision, device, _), entries in groups.items():
-        reason, fix = _why(entries[0])
+    for each in alike.values():
+        first = each[0][0]
+        reason, fix = _why(first)
+        where = ", ".join([*(entries[0].precision for entries in each), first.device])
         cards.append(
-            el("div", el("h3", f"{title_of(workflow, study.suite)} ({precision}, {device})"),
-               el("p", ", ".join(entry.network for entry in entries), class_="dim small"),
+            el("div", el("h3", f"{title_of(first.workflow, study.suite)} ({where})"),
+               el("p", ", ".join(entry.network for entry in each[0]), class_="dim small"),
                el("p", reason), el("p", el("b", "Fix: "), fix) if fix else None, class_="graph")
         )  # fmt: skip
     return _section("What did not run, or not in one place", el("div", cards, class_="graphs"))

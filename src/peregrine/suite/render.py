@@ -15,6 +15,7 @@ from peregrine.suite.page import page
 from peregrine.suite.pictures import write_picture
 from peregrine.suite.study import FORMAT, Study
 from peregrine.suite.tables import Table, paper_tables, resnet50_table
+from peregrine.suite.workflows import kind_of
 
 PAGE, RECORD = "suite.html", "suite-report.json"
 
@@ -72,7 +73,7 @@ def drawn(study: Study) -> dict[str, Chart]:
     if study.suite != "paper":
         return {}
     return {
-        f"{chart.id}-{precision}-{device.partition(':')[0]}": chart
+        f"{chart.id}-{precision}-{kind_of(device)}": chart
         for precision in study.precisions
         for device in study.devices
         for chart in charts(study, precision, device)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from peregrine.errors import OptionError, RunDirectoryError
+from peregrine.harness.plan import is_absent
 from peregrine.harness.race import partial_report
 from peregrine.objective import memory_mb
 from peregrine.ratios import Ratio, paired_ratio
@@ -18,7 +19,7 @@ from peregrine.report.store import read_json
 from peregrine.results import Boundary, CandidateResult, MachineRecord, Report, Status
 from peregrine.suite.ask import Ask, RaceAsk
 from peregrine.suite.run import ERROR
-from peregrine.suite.workflows import OF_SUITE, W0, Workflow
+from peregrine.suite.workflows import OF_SUITE, W0, Workflow, kind_of
 from peregrine.types import Precision
 
 FORMAT = 1
@@ -142,24 +143,29 @@ def read(paths: Sequence[Path]) -> Study:
     found: list[tuple[str, Entry]] = []
     machines: list[MachineRecord] = []
     versions: dict[str, str] = {}
-    unfinished: list[tuple[str, str]] = []
-    whole: set[str] = set()
+    unfinished: list[tuple[str, Precision, str]] = []
+    whole: set[tuple[str, Precision]] = set()
     last = ""
     for path, ask in zip(paths, asks, strict=True):
         for asked in ask.races():
             report = _report(path / asked.name)
-            why = _why_not(path / asked.name, report)
+            why = _why_not(path, ask, asked, report)
             if not why:
-                whole.add(asked.name)
-            elif not _absent(report):
-                unfinished.append((asked.name, why))
+                whole.update((asked.name, p) for p in ask.precisions)
+            else:
+                lacking = [p for p in ask.precisions if not _told(report, p)]
+                unfinished += [(asked.name, p, why) for p in lacking]
             if report is not None:
                 machines.append(report.machine)
                 versions.update(report.versions)
                 last = max(last, report.finished)
             time = report.finished if report is not None else ""
-            workflows = [w for w in ask.chosen if w.tiers(asked.device, asked.precision)]
-            found += [(time, _entry(ask, asked, w, report, why)) for w in workflows]
+            workflows = [w for w in ask.chosen if w.offers(asked.device)]
+            found += [
+                (time, _entry(ask, asked, precision, w, report, why))
+                for precision in ask.precisions
+                for w in workflows
+            ]
     _same_machine(machines, asks)
     found.sort(key=lambda pair: pair[0])
     return Study(
@@ -174,9 +180,17 @@ def read(paths: Sequence[Path]) -> Study:
         entries=tuple(_merged([entry for _, entry in found])),
         asks=tuple(asks),
         # What one piece left for later another may have run.
-        warnings=_in_order(f"{name}: {why}" for name, why in unfinished if name not in whole),
+        warnings=_warnings([lack for lack in unfinished if lack[:2] not in whole]),
         finished=last,
     )
+
+
+def _warnings(unfinished: Sequence[tuple[str, Precision, str]]) -> tuple[str, ...]:
+    """A sentence for each race and reason, with the precisions that lack it."""
+    lacking: dict[tuple[str, str], dict[Precision, None]] = {}
+    for name, precision, why in unfinished:
+        lacking.setdefault((name, why), {})[precision] = None
+    return tuple(f"{name} ({', '.join(of)}): {why}" for (name, why), of in lacking.items())
 
 
 def _limit(ask: Ask) -> str:
@@ -214,14 +228,22 @@ def _report(directory: Path) -> Report | None:
     return partial_report(directory)
 
 
-def _why_not(directory: Path, report: Report | None) -> str:
-    """Why a race is not whole; empty where it is."""
+def _why_not(path: Path, ask: Ask, asked: RaceAsk, report: Report | None) -> str:
+    """Why a race of the suite in `path` is not whole; empty where it is."""
     if report is not None and report.complete:
         return ""
+    directory = path / asked.name
     try:
         told = json.loads((directory / ERROR).read_bytes())
     except FileNotFoundError:
-        return "not run yet" if report is None else "interrupted"
+        if report is not None:
+            return "interrupted"
+        earlier = [
+            name for p in ask.precisions if (path / (name := asked.of_one_precision(p))).is_dir()
+        ]
+        if not earlier:
+            return "not run yet"
+        return f"not run yet; {', '.join(earlier)} is of a version that ran each precision alone"
     except (OSError, ValueError) as error:
         raise RunDirectoryError(
             f"{directory / ERROR} cannot be read.",
@@ -231,17 +253,26 @@ def _why_not(directory: Path, report: Report | None) -> str:
     return str(told["what"])
 
 
-def _absent(report: Report | None) -> bool:
-    """Whether a race has said all there is: no backend could run, and each row says why."""
-    return report is not None and bool(report.candidates)
+def _told(report: Report | None, precision: Precision) -> bool:
+    """Whether a race that is not whole has said something of a precision: it has rows of it, or
+    no backend could run, and each row says why."""
+    rows = report.candidates if report is not None else ()
+    raced = [row for row in rows if not is_absent(row)]
+    return any(row.precision is precision for row in raced) or bool(rows and not raced)
 
 
-def _entry(ask: Ask, asked: RaceAsk, workflow: Workflow, report: Report | None, why: str) -> Entry:
-    empty = Entry(asked.label, asked.precision, asked.device, workflow.key)
-    row = workflow.row(report, asked.device, asked.precision) if report is not None else None
+def _entry(
+    ask: Ask,
+    asked: RaceAsk,
+    precision: Precision,
+    workflow: Workflow,
+    report: Report | None,
+    why: str,
+) -> Entry:
+    empty = Entry(asked.label, precision, asked.device, workflow.key)
+    row = workflow.row(report, asked.device, precision) if report is not None else None
     if report is None or row is None:
-        kind = "cuda" if asked.device.startswith("cuda") else asked.device
-        reason = f"{workflow.backend} offers no {asked.precision} row on {kind}"
+        reason = f"{workflow.title} has no {precision} row on {kind_of(asked.device)}."
         return dataclasses.replace(empty, status="absent", reason=why or reason)
     valid = row.status is Status.OK
     points, limited = _points(row, ask) if valid else ((), "")
@@ -252,14 +283,23 @@ def _entry(ask: Ask, asked: RaceAsk, workflow: Workflow, report: Report | None, 
         candidate=row.id,
         status=str(row.status),
         reason=row.reason or limited if not points else "",
-        fix=row.fix if not points else "",
+        fix=(row.fix or _fix(row, ask, asked)) if not points else "",
         points=points,
         ended=limited or row.sweep_stopped or (f"the last batch asked for, {ask.batches[-1]}"),
         non_equal_percent=judged.non_equal_percent if judged and valid else None,
         non_equal_percent_1e3=judged.non_equal_percent_1e3 if judged and valid else None,
-        final=_final(report, asked, row),
+        final=_final(report, asked, precision, row),
         note=placed.detail if placed is not None and placed.fell_back else "",
     )
+
+
+def _fix(row: CandidateResult, ask: Ask, asked: RaceAsk) -> str:
+    """What to try where validation caught a row: on a GPU there is a precision between."""
+    if row.status is not Status.INVALID or row.precision is not Precision.FP32:
+        return ""
+    if kind_of(asked.device) != "cuda" or Precision.TF32 in ask.precisions:
+        return ""
+    return "A runtime that computes fp32 in TF32 has its rows there: --precision fp32,tf32."
 
 
 def _points(row: CandidateResult, ask: Ask) -> tuple[tuple[Point, ...], str]:
@@ -288,9 +328,11 @@ def _points(row: CandidateResult, ask: Ask) -> tuple[tuple[Point, ...], str]:
     return tuple(points), ""
 
 
-def _final(report: Report, asked: RaceAsk, row: CandidateResult) -> tuple[tuple[float, ...], ...]:
-    """The rounds of the final that this row and W0's both took part in."""
-    base = W0.row(report, asked.device, asked.precision)
+def _final(
+    report: Report, asked: RaceAsk, precision: Precision, row: CandidateResult
+) -> tuple[tuple[float, ...], ...]:
+    """The rounds of the final that this row and W0's of the same precision both took part in."""
+    base = W0.row(report, asked.device, precision)
     if base is None or base.id == row.id:
         return ()
     medians: dict[str, dict[int, float]] = {base.id: {}, row.id: {}}

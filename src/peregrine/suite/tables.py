@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from peregrine.report import figures
 from peregrine.suite import published
 from peregrine.suite.study import Entry, Point, Study
-from peregrine.suite.workflows import OF_SUITE, W0
+from peregrine.suite.workflows import OF_SUITE, W0, kind_of
 from peregrine.types import Precision
 
 OURS, PUBLISHED = "ours", "published"
@@ -61,6 +61,7 @@ def paper_tables(study: Study, precision: Precision, device: str) -> tuple[Table
     """Tables I, III and IV for one precision on one device."""
     known = published.paper()
     name = f"{precision}, {study.card(device)}"
+    changed = "the device" if precision is Precision.FP32 else f"{precision} on the device"
     one = _table(
         study, precision, device, "table-1",
         f"Table I. Maximum batch size ({name})",
@@ -72,7 +73,7 @@ def paper_tables(study: Study, precision: Precision, device: str) -> tuple[Table
         study, precision, device, "table-3",
         f"Table III. Percentage of non-equal elements in output tensors ({name})",
         "numpy.isclose with rtol 1e-3 and atol 1e-8. Ours are against PyTorch in fp32 on the CPU "
-        "and random inputs, the worst of all; W0's own line is what the device alone changes.",
+        f"and random inputs, the worst of all; W0's own line is what {changed} alone changes.",
         _non_equal, known.non_equal_percent, lambda v: f"{v:.6f}".rstrip("0").rstrip(".") + "%",
     )  # fmt: skip
     return one, three, _speedups(study, precision, device)
@@ -100,7 +101,12 @@ def _table(
         if workflow in known and not set(known[workflow]).isdisjoint(study.networks):
             theirs = tuple(_published(known[workflow].get(n), show) for n in study.networks)
             lines.append(Line(label, PUBLISHED, published.paper().source.card, theirs, colour))
-    return Table(id, title, lead, study.networks, tuple(lines))
+    return Table(_id(id, precision, device), title, lead, study.networks, tuple(lines))
+
+
+def _id(id: str, precision: Precision, device: str) -> str:
+    """A table's name among those of all precisions and devices."""
+    return f"{id}-{precision}-{kind_of(device)}"
 
 
 def _cell(entry: Entry | None, cell: Callable[[Entry], Cell]) -> Cell:
@@ -188,12 +194,13 @@ def _speedups(study: Study, precision: Precision, device: str) -> Table:
         theirs = tuple(_published(known.speedup.get(n), figures.times) for n in study.networks)
         lines.insert(1, Line("Best workflow", PUBLISHED, known.source.card, theirs))
     lead = (
-        "Time of PyTorch (W0) over the workflow's, at the device boundary. The best of any batch "
-        "is of two medians taken minutes apart; at the smallest batch, by interleaved rounds of "
-        "the final, with their 95% interval."
+        f"Time of PyTorch (W0) in {precision} over the workflow's, at the device boundary. The "
+        "best of any batch is of two medians taken minutes apart; at the smallest batch, by "
+        "interleaved rounds of the final, with their 95% interval."
     )
     return Table(
-        "table-4", f"Table IV. Maximum speed-up ({precision}, {card})", lead,
+        _id("table-4", precision, device),
+        f"Table IV. Maximum speed-up ({precision}, {card})", lead,
         study.networks, tuple(lines),
     )  # fmt: skip
 
@@ -203,7 +210,7 @@ def _lead(entry: Entry | None) -> Cell:
         return Cell(_GONE, note=entry.reason if entry else "not asked for")
     ratio = entry.lead_speedup
     if ratio is None:
-        return Cell(_GONE, note="it and W0 were not in one final")
+        return Cell(_GONE, note="it and W0 were not in one final; was memory short for both?")
     small = (figures.interval(ratio.low, ratio.high),)
     return Cell(figures.times(ratio.mean), ratio.mean, f"{ratio.pairs} interleaved rounds", small)
 

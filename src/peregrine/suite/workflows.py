@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from peregrine.errors import OptionError, did_you_mean
+from peregrine.harness.plan import is_absent
 from peregrine.results import Boundary, CandidateResult, Report, Status
 from peregrine.types import Precision
 
@@ -37,6 +38,10 @@ class Workflow:
     by_name: bool = False
     """Raced only where it is named: the study has no such workflow, or it takes long to build."""
 
+    def offers(self, device: str) -> bool:
+        """Whether the study has this workflow on such a device."""
+        return bool(self.cuda if device.startswith("cuda") else self.cpu)
+
     def tiers(self, device: str, precision: Precision) -> list[list[str]]:
         tiers = self.cuda if device.startswith("cuda") else self.cpu
         if not device.startswith("cuda") and precision is not Precision.FP32:
@@ -44,15 +49,17 @@ class Workflow:
         return [[pattern.format(p=precision) for pattern in tier] for tier in tiers]
 
     def row(self, report: Report, device: str, precision: Precision) -> CandidateResult | None:
-        """The row that stands for this workflow: valid where one is, else one with a reason."""
+        """The row that stands for this workflow in a precision: valid where one is, else one with
+        a reason, which may be that of the whole backend."""
         unfit: list[CandidateResult] = []
+        own = [r for r in report.candidates if r.precision is precision]
         for tier in self.tiers(device, precision):
-            rows = [r for r in report.candidates if any(_matches(r.id, p) for p in tier)]
+            rows = [r for r in own if any(_matches(r.id, p) for p in tier)]
             valid = [r for r in rows if r.status is Status.OK and r.measurements]
             if valid:
                 return min(valid, key=_lead_ms)
             unfit += rows
-        absent = [r for r in report.candidates if r.id.split(" ")[0] == self.backend]
+        absent = [r for r in report.candidates if r.backend == self.backend and is_absent(r)]
         return next(iter([*unfit, *absent]), None)
 
 
@@ -113,7 +120,7 @@ TORCH_TRT = Workflow(
     "torch-tensorrt",
     "PyTorch by TensorRT",
     "torch_tensorrt",
-    cuda=(("torch2trt*", "torch_tensorrt {p} cuda_graph"),),
+    cuda=(("torch2trt* {p}*", "torch_tensorrt {p} cuda_graph"),),
     cpu=(),
 )
 ORT_CUDA = Workflow(
@@ -144,6 +151,14 @@ def by_key(suite: str, key: str) -> Workflow:
     )
 
 
-def patterns(workflows: Sequence[Workflow], device: str, precision: Precision) -> tuple[str, ...]:
+def patterns(
+    workflows: Sequence[Workflow], device: str, precisions: Sequence[Precision]
+) -> tuple[str, ...]:
     """What a race is asked for, so that every workflow has its rows and nothing else runs."""
-    return tuple(p for w in workflows for tier in w.tiers(device, precision) for p in tier)
+    tiers = (tier for p in precisions for w in workflows for tier in w.tiers(device, p))
+    return tuple(dict.fromkeys(pattern for tier in tiers for pattern in tier))
+
+
+def kind_of(device: str) -> str:
+    """`cpu` or `cuda`, as names of files have it."""
+    return "cuda" if device.startswith("cuda") else device
