@@ -38,3 +38,17 @@ def test_a_slow_row_keeps_to_the_precisions_asked_for(planned):
     with pytest.raises(OptionError, match="No candidate matches") as caught:
         planned("faults[seldom]*", precisions=(Precision.FP16,))
     assert _ON_REQUEST[0] in caught.value.why
+
+
+def test_a_backend_that_no_race_proposes_is_raced_where_it_is_named(tmp_path):
+    """The native engine, on a CPU."""
+    model = make_tiny(tmp_path / "model")
+
+    def ids(**fields):
+        found = make_plan(model, Request(source="tiny", **fields), tmp_path / "logs").candidates
+        return [c.id for c in found if c.backend == "native"]
+
+    assert ids(backends=("native",)) == ["native fp32"]
+    assert ids(backends=("native", "onnxruntime"), only=("native fp32", "onnx*")) == ["native fp32"]
+    assert ids(backends=("native", "onnxruntime"), only=("onnxruntime*",)) == []
+    assert ids(backends=()) == []

@@ -143,7 +143,9 @@ def make_plan(model: Model, request: Request, logs: Path) -> Plan:
                 absent.append(row)
             continue
         offered += [c.id for c in (*answer.candidates, *answer.on_request)]
-        named = (c for c in answer.on_request if _named(c, request.only))
+        # Who names a backend wants it raced, though no race proposes it.
+        alone = answer.backend in request.backends and not answer.candidates
+        named = (c for c in answer.on_request if alone or _named(c, request.only))
         candidates += _filtered((*answer.candidates, *named), request)
         refining += answer.refining
     if request.only and not candidates and not absent:

@@ -115,8 +115,9 @@ class _Race:
             self.tell(RunStarted(str(run.path), self.request.source, len(before.candidates)))
             if not before.started:
                 run.append("started", {"time": _now(), "machine": machine()})
-            with closing(self.prepare()) as setting:
-                self.trials(setting, before)
+            setting, plan = self.prepare(before)
+            with closing(setting):
+                self.trials(setting, plan)
                 self.final(setting)
                 self.concurrency(setting)
             run.append("finished", {"time": _now()})
@@ -128,8 +129,9 @@ class _Race:
         self.tell(RunDone(report))
         return report
 
-    def prepare(self) -> Setting:
-        """The model directory and the reference, kept from before where they are whole."""
+    def prepare(self, before: Findings) -> tuple[Setting, Plan]:
+        """The model directory, the reference and the plan, kept from before where they are
+        whole."""
         run = self.directory
         directory = run.file("model")
         if not (directory / MODEL_FILE).is_file():
@@ -148,20 +150,34 @@ class _Race:
                 why=f"its inputs are {', '.join(map(str, model.inputs))}",
                 fix="Leave --batch out, or export the model with a symbolic first dimension.",
             )
-        judging = Judging.load(run)
-        if judging is None:
-            self.tell(Preparing("making inputs"))
-            judging = make_judging(
-                run,
-                model,
-                self.request,
-                self.given,
-                lambda text: self.tell(Preparing(text)),
-                self.calibrating,
-            )
-        setting = Setting(run, model, self.request, judging, Graphs(run, model, self.request))
-        setting.judge.check()
-        return setting
+        # Backends import their runtimes while the reference computes: neither is timed.
+        with ThreadPoolExecutor(1) as aside:
+            asked = aside.submit(self.plan, model) if before.plan is None else None
+            judging = Judging.load(run)
+            if judging is None:
+                self.tell(Preparing("making inputs"))
+                judging = make_judging(
+                    run,
+                    model,
+                    self.request,
+                    self.given,
+                    lambda text: self.tell(Preparing(text)),
+                    self.calibrating,
+                )
+            setting = Setting(run, model, self.request, judging, Graphs(run, model, self.request))
+            setting.judge.check()
+            if asked is None:
+                assert before.plan is not None
+                return setting, before.plan
+            self.tell(Preparing("asking each backend what it can do"))
+            plan = asked.result()
+        for row in plan.absent:
+            run.append("candidate", row)
+        run.append("plan", plan.as_record())
+        return setting, plan
+
+    def plan(self, model: Model) -> Plan:
+        return make_plan(model, self.request, self.directory.file("logs"))
 
     def load_in_worker(self, directory: Path) -> None:
         """Load the model in a process of its own: an exporter that crashes is then an error
@@ -184,16 +200,9 @@ class _Race:
                 options=options,
             )
 
-    def trials(self, setting: Setting, before: Findings) -> None:
+    def trials(self, setting: Setting, plan: Plan) -> None:
         """Every planned candidate that has no row yet."""
         run = self.directory
-        plan = before.plan
-        if plan is None:
-            self.tell(Preparing("asking each backend what it can do"))
-            plan = make_plan(setting.model, self.request, run.file("logs"))
-            for row in plan.absent:
-                run.append("candidate", row)
-            run.append("plan", plan.as_record())
         done = {row.id for row in findings(run).candidates}
         at_a_time = self.request.rows_at_a_time()
         if at_a_time > 1:
