@@ -74,7 +74,9 @@ class SuiteOptions:
         ),
     ] = None
     threads: Annotated[int, _limits("--threads", help="Compute threads; 0: physical cores.")] = 0
-    jobs: Annotated[int, _limits("--jobs", help="Rows built at a time on a GPU.")] = 0
+    jobs: Annotated[
+        int, _limits("--jobs", help="Rows built at a time on a GPU. 0: as many as it bears.")
+    ] = 0
     keep: Annotated[
         bool, output("--keep", help="Keep inputs, weights and engines of finished races.")
     ] = False

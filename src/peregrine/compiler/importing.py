@@ -184,15 +184,16 @@ def _typed(model: ir.Model, precision: Precision, name: str) -> ir.Model:
     from peregrine.conversion.lowering import Lowering, Plan
 
     dtype = _HALVES[precision]
-    version = _opset(model)
+    version, kept = _opset(model), statistics(model.graph)
     if precision is Precision.BF16 and version < BF16_OPSET:
-        now = Plan(model.graph, dtype, statistics(model.graph), version)
-        then = Plan(model.graph, dtype, statistics(model.graph), BF16_OPSET)
+        now = Plan(model.graph, dtype, kept, version)
+        then = Plan(model.graph, dtype, kept, BF16_OPSET)
         if len(then.reads) > len(now.reads):
             version = BF16_OPSET
             model = _at_opset(model, version)
             _infer(model)
-    plan = Plan(model.graph, dtype, statistics(model.graph), version)
+            kept = statistics(model.graph)
+    plan = Plan(model.graph, dtype, kept, version)
     if not plan.reads:
         raise Unsupported(
             f"Nothing in {name} computes in {precision}.",

@@ -116,7 +116,7 @@ class _Race:
             if not before.started:
                 run.append("started", {"time": _now(), "machine": machine()})
             setting, plan = self.prepare(before)
-            with closing(setting):
+            with closing(setting.company):
                 self.trials(setting, plan)
                 self.final(setting)
                 self.concurrency(setting)
@@ -203,12 +203,13 @@ class _Race:
     def trials(self, setting: Setting, plan: Plan) -> None:
         """Every planned candidate that has no row yet."""
         run = self.directory
-        done = {row.id for row in findings(run).candidates}
+        rows = findings(run).candidates
+        done = {row.id for row in rows}
         at_a_time = self.request.rows_at_a_time()
         if at_a_time > 1:
             run.append("side_by_side", {"rows": at_a_time})
         self.tell(Planned(tuple(c.id for c in plan.coarse)))
-        for row in findings(run).candidates:
+        for row in rows:
             self.tell(CandidateDone(row))
         for wave in (plan.coarse, plan.fine):
             todo = (c for c in wave if c.id not in done and not self.left_out(plan, c))

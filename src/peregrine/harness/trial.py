@@ -73,9 +73,6 @@ class Setting:
     company: Company = field(default_factory=Company)
     """All workers that were started: an interrupted race ends them."""
 
-    def close(self) -> None:
-        self.company.close()
-
     @property
     def judge(self) -> Judge:
         return Judge(self.run, self.model, self.request, self.judging)

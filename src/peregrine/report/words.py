@@ -151,10 +151,12 @@ def placement(placed: Placement | None) -> str:
 
 def hardware(report: Report) -> str:
     """The GPU where rows ran on one, else the processor; by name alone."""
-    gpus = report.machine.gpus
-    if gpus and any(on_gpu(row) for row in report.candidates):
-        return gpus[0].partition(" (")[0]
-    return report.machine.cpu
+    return card(report.machine, gpu=any(on_gpu(row) for row in report.candidates))
+
+
+def card(record: MachineRecord, *, gpu: bool) -> str:
+    """The name of the processor, or of the `gpu` where there is one."""
+    return record.gpus[0].partition(" (")[0] if gpu and record.gpus else record.cpu
 
 
 def machine(record: MachineRecord) -> str:

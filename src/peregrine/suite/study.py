@@ -14,6 +14,7 @@ from peregrine.harness.plan import is_absent
 from peregrine.harness.race import partial_report
 from peregrine.objective import memory_mb
 from peregrine.ratios import Ratio, paired_ratio
+from peregrine.report import words
 from peregrine.report.store import FILE as REPORT
 from peregrine.report.store import read_json
 from peregrine.results import Boundary, CandidateResult, MachineRecord, Report, Status
@@ -109,13 +110,7 @@ class Study:
         """What the figures are of: the GPU's name, or the processor's."""
         if not self.machines:
             return device
-        return card(self.machines[-1], device)
-
-
-def card(machine: MachineRecord, device: str) -> str:
-    if device.startswith("cuda") and machine.gpus:
-        return machine.gpus[0].partition(" (")[0]
-    return machine.cpu
+        return words.card(self.machines[-1], gpu=kind_of(device) == "cuda")
 
 
 def read(paths: Sequence[Path]) -> Study:
@@ -212,7 +207,7 @@ def _words(machine: MachineRecord) -> str:
 
 def _same_machine(machines: Sequence[MachineRecord], asks: Sequence[Ask]) -> None:
     for device in _in_order(d for ask in asks for d in ask.devices):
-        cards = sorted({card(machine, device) for machine in machines})
+        cards = sorted({words.card(m, gpu=kind_of(device) == "cuda") for m in machines})
         if len(cards) > 1:
             raise OptionError(
                 "Pieces from different machines are no one table.",

@@ -40,11 +40,14 @@ class Workflow:
 
     def offers(self, device: str) -> bool:
         """Whether the study has this workflow on such a device."""
-        return bool(self.cuda if device.startswith("cuda") else self.cpu)
+        return bool(self._candidates(device))
+
+    def _candidates(self, device: str) -> tuple[tuple[str, ...], ...]:
+        return self.cuda if kind_of(device) == "cuda" else self.cpu
 
     def tiers(self, device: str, precision: Precision) -> list[list[str]]:
-        tiers = self.cuda if device.startswith("cuda") else self.cpu
-        if not device.startswith("cuda") and precision is not Precision.FP32:
+        tiers = self._candidates(device)
+        if kind_of(device) != "cuda" and precision is not Precision.FP32:
             tiers = self.cpu_16bit or self.cpu
         return [[pattern.format(p=precision) for pattern in tier] for tier in tiers]
 

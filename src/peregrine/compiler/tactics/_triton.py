@@ -78,8 +78,6 @@ class Kernel:
             RuntimeError: it spills more than a trial may.
         """
         compiled = self.function.warmup(grid=self.grid, **self.arguments, **self.options)
-        if compiled is None:  # the interpreter's
-            return
         compiled._init_handles()
         spilled = 4 * compiled.n_spills  # Triton counts registers
         if spilled > _MOST_SPILLED:
