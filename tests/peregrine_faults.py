@@ -21,6 +21,7 @@ from onnx.reference import ReferenceEvaluator
 from peregrine.backends.base import Backend, Session, check_feeds
 from peregrine.errors import BackendUnavailable, Unsupported
 from peregrine.model.model import Model
+from peregrine.turns import my_turn
 from peregrine.types import (
     Array,
     Candidate,
@@ -53,7 +54,7 @@ VARIANTS = (
 )
 
 
-SIDE_BY_SIDE = ("crosstalk", "solitary", "crash_in_company")
+SIDE_BY_SIDE = ("crosstalk", "solitary", "crash_in_company", "tuner")
 """Right when alone, and raced only where they are named."""
 
 
@@ -129,6 +130,14 @@ def _hang_with_child() -> None:
     subprocess.run(["sleep", "3600"], check=False)
 
 
+def _tune() -> None:
+    """Kernels are compiled, and timed when it is this process's turn."""
+    for _ in range(10):
+        time.sleep(0.1)
+        with my_turn():
+            time.sleep(0.1)
+
+
 def _hog() -> None:
     blocks = []
     while True:
@@ -167,6 +176,7 @@ class FaultsBackend(Backend):
             "hang": _hang,
             "hang_with_child": _hang_with_child,
             "hog": _hog,
+            "tuner": _tune,
         }
         misdeeds.get(variant, lambda: None)()
         return FaultySession(model, variant)

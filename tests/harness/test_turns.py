@@ -101,6 +101,18 @@ def test_a_race_with_rows_side_by_side_has_the_same_rows(tmp_path):
     assert any(w.startswith("3 rows were built at a time") for w in report.warnings)
 
 
+@pytest.mark.usefixtures("faults")
+def test_a_build_that_waits_and_is_stopped_is_charged_for_neither(tmp_path):
+    """It tunes for two seconds while another row is timed, which stops it and has its turns."""
+    rows = ("faults[tuner] fp32", "faults[slower] fp32")
+    report = race(
+        asked(backends=("faults",), only=rows, measure_s=1.0), tmp_path / "run", loader=make_tiny
+    )
+    tuner = next(c for c in report.candidates if c.id == "faults[tuner] fp32")
+    assert tuner.status is Status.OK, tuner.reason
+    assert 1.6 < tuner.build_s < 2.4  # a sleep that began before goes on while it is stopped
+
+
 def test_how_many_rows_at_a_time_is_for_the_machine_to_say(monkeypatch):
     assert Request(source="tiny").rows_at_a_time() == 1
     assert asked(jobs=3).rows_at_a_time() == 3

@@ -351,6 +351,7 @@ def test_the_resnet50_table(networks, tmp_path):
     [
         ({"networks": ("resnet19",)}, "resnet18"),
         ({"workflows": ("W4",)}, "W4"),
+        ({"workflows": ("W0:fp61",)}, "fp16"),
         ({"precisions": (Precision.INT8,)}, "int8"),
         ({"precisions": ("auto",)}, "auto"),
         ({"batches": (2, 1)}, "smallest first"),
@@ -446,3 +447,20 @@ def test_the_native_engine_is_a_workflow_by_name(networks, tmp_path):
     assert entry.candidate == "native fp32"
     assert entry.points
     assert "native" not in {w.key for w in _ask(networks, workflows=()).chosen}
+
+
+def test_a_workflow_in_one_precision_of_the_suite(networks, tmp_path):
+    words = ("native:fp16", "w0", "w0:fp32")
+    ask = _ask(networks[:1], precisions=("fp32", "fp16"), workflows=words)
+    assert [(w.key, w.precisions) for w in ask.chosen] == [
+        ("W0", ()),
+        ("native", (Precision.FP16,)),
+    ]
+    assert ask.request(ask.races()[0]).only == (
+        "pytorch[eager] fp32", "pytorch[channels_last] fp16", "native fp16"
+    )  # fmt: skip
+    ask.save(tmp_path)
+    assert Ask.load(tmp_path) == ask
+    study = read([tmp_path])
+    assert study.entry("first", "native", Precision.FP32, "cpu") is None
+    assert study.entry("first", "native", Precision.FP16, "cpu").reason

@@ -44,7 +44,8 @@ class SuiteOptions:
         str, _asked("--batches", metavar="N,N", help="Batches, the smallest first.")
     ] = ""
     workflows: Annotated[
-        str, _asked("--workflows", metavar="W,W", help="Only these workflows, e.g. W0,W3.")
+        str,
+        _asked("--workflows", metavar="W,W", help="Only these workflows, e.g. W0,W3,native:fp16."),
     ] = ""
     precision: Annotated[
         str, _asked("--precision", metavar="P,P", help="fp32 as published; or fp32,tf32,fp16.")

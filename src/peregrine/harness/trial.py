@@ -122,7 +122,8 @@ class Setting:
             artifact=str(artifact) if artifact else None,
         )
         began, ended, waits = (opened.pop(name) for name in ("began", "ended", "waits"))
-        opened["seconds"] = ended - began - worker.paused_s(began, ended, waits)
+        waited = [(start, end) for start, end in waits]  # lists, as JSON has them
+        opened["seconds"] = ended - began - worker.paused_s(began, ended, waited)
         return opened
 
     def call(

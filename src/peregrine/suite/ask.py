@@ -19,7 +19,7 @@ from peregrine.objective import Goal, Objective
 from peregrine.report.store import write_text
 from peregrine.results import Boundary
 from peregrine.suite import published
-from peregrine.suite.workflows import OF_SUITE, W0, Workflow, by_key, kind_of, patterns
+from peregrine.suite.workflows import OF_SUITE, W0, Workflow, kind_of, named, patterns
 from peregrine.types import Precision
 
 FILE = "suite.json"
@@ -43,7 +43,8 @@ class Ask:
     precisions: tuple[Precision, ...] = (Precision.FP32,)
     batches: tuple[int, ...] = SWEEP
     workflows: tuple[str, ...] = ()
-    """Keys of the suite's workflows; empty for all that the study has."""
+    """Keys of the suite's workflows, each alone or with one precision (`native:fp16`); empty for
+    all that the study has."""
     limit_memory_mb: float | None = None
     """What takes more does not count: it stands for a smaller card."""
     weights: str = "auto"
@@ -77,8 +78,6 @@ class Ask:
                     zoo.entry(network)
                 except ModelNotFound as error:
                     raise OptionError(error.what, fix=error.fix) from None
-        for key in self.workflows:
-            by_key(self.suite, key)
         if list(self.batches) != sorted(set(self.batches)) or self.batches[0] < 1:
             raise OptionError(
                 f"{', '.join(map(str, self.batches))} are no batches of a suite.",
@@ -101,9 +100,7 @@ class Ask:
     @property
     def chosen(self) -> tuple[Workflow, ...]:
         """The workflows, in the suite's order."""
-        wanted = {by_key(self.suite, key).key for key in self.workflows}
-        every = OF_SUITE[self.suite]
-        return tuple(w for w in every if w.key in wanted or (not wanted and not w.by_name))
+        return named(self.suite, self.workflows)
 
     def races(self) -> tuple[RaceAsk, ...]:
         """In the order they run. A device that none of the workflows is for has none."""

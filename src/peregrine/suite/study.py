@@ -160,6 +160,7 @@ def read(paths: Sequence[Path]) -> Study:
                 (time, _entry(ask, asked, precision, w, report, why))
                 for precision in ask.precisions
                 for w in workflows
+                if w.takes(precision)
             ]
     _same_machine(machines, asks)
     found.sort(key=lambda pair: pair[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ class Workflow:
     """The same in fp16 and bf16 on a CPU, where that has other candidates."""
     by_name: bool = False
     """Raced only where it is named: the study has no such workflow, or it takes long to build."""
+    precisions: tuple[Precision, ...] = ()
+    """The only ones that it is raced in; empty for all of the suite's."""
 
     def offers(self, device: str) -> bool:
         """Whether the study has this workflow on such a device."""
@@ -45,7 +48,12 @@ class Workflow:
     def _candidates(self, device: str) -> tuple[tuple[str, ...], ...]:
         return self.cuda if kind_of(device) == "cuda" else self.cpu
 
+    def takes(self, precision: Precision) -> bool:
+        return not self.precisions or precision in self.precisions
+
     def tiers(self, device: str, precision: Precision) -> list[list[str]]:
+        if not self.takes(precision):
+            return []
         tiers = self._candidates(device)
         if kind_of(device) != "cuda" and precision is not Precision.FP32:
             tiers = self.cpu_16bit or self.cpu
@@ -143,15 +151,43 @@ RESNET50 = (W0, TORCH_TRT, ORT_CPU, ORT_CUDA, ORT_TRT, W2, NATIVE)
 OF_SUITE: dict[str, tuple[Workflow, ...]] = {"paper": PAPER, "resnet50": RESNET50}
 
 
-def by_key(suite: str, key: str) -> Workflow:
-    """A suite's workflow. OptionError names the nearest for one that it has not."""
-    known = {w.key.lower(): w for w in OF_SUITE[suite]}
-    if key.lower() in known:
-        return known[key.lower()]
-    raise OptionError(
-        f"The {suite} suite has no workflow {key!r}.{did_you_mean(key.lower(), known)}",
-        fix=f"Use some of: {', '.join(w.key for w in known.values())}.",
+def named(suite: str, words: Sequence[str]) -> tuple[Workflow, ...]:
+    """The workflows that `words` name, in the suite's order; without words all that the study has.
+
+    Args:
+        words: keys, each of them alone or with one precision: `W0`, `native:fp16`.
+
+    Raises:
+        OptionError: an unknown word, with the nearest that is known.
+    """
+    every = OF_SUITE[suite]
+    if not words:
+        return tuple(workflow for workflow in every if not workflow.by_name)
+    asked: dict[str, set[str]] = {}
+    known = {workflow.key.lower(): workflow.key for workflow in every}
+    for word in words:
+        name, _, precision = word.partition(":")
+        key = name.lower()
+        if key not in known:
+            raise OptionError(
+                f"The {suite} suite has no workflow {name!r}.{did_you_mean(key, known)}",
+                fix=f"Use some of: {', '.join(known.values())}.",
+            )
+        if precision not in ("", *Precision):
+            raise OptionError(
+                f"{word}: there is no precision {precision!r}.{did_you_mean(precision, Precision)}",
+                fix=f"Name the workflow alone, or with a precision of the suite: {name}:fp16.",
+            )
+        asked.setdefault(known[key], set()).add(precision)
+    return tuple(
+        dataclasses.replace(workflow, precisions=_only(asked[workflow.key]))
+        for workflow in every
+        if workflow.key in asked
     )
+
+
+def _only(names: set[str]) -> tuple[Precision, ...]:
+    return () if "" in names else tuple(p for p in Precision if p in names)
 
 
 def patterns(
