@@ -36,7 +36,8 @@ def events(report: Report) -> list[Event]:
             found += [CandidateStarted(c.id), PhaseStarted(c.id, "compile")]
             found.append(PhaseStarted(c.id, "measure", "batch 1"))
         found.append(CandidateDone(c))
-    return [*found, FinalStarted(ids[:2], 3), FinalRoundDone(1, 3), RunDone(report)]
+    found += [FinalStarted(ids[:2], 3), PhaseStarted(ids[0], "load"), FinalRoundDone(1, 3)]
+    return [*found, PhaseStarted(ids[0], "side by side", "2 sessions"), RunDone(report)]
 
 
 def terminal() -> Console:
@@ -63,7 +64,12 @@ def test_a_pipe_gets_plain_lines(report: Report) -> None:
     invalid = next(x for x in lines if "invalid" in x)
     assert "[CPUExecutionProvider]" in invalid
     assert "NaN" in invalid
-    assert lines[-1].endswith("done, winner: openvino[latency] fp32")
+    assert [line[8:] for line in lines[-4:]] == [
+        f"final: load, {report.candidates[0].id}",
+        "final: round 1 of 3 done",
+        f"final: side by side, {report.candidates[0].id}, 2 sessions",
+        "done, winner: openvino[latency] fp32",
+    ]
 
 
 def test_a_terminal_keeps_the_rows_and_loses_the_rest(report: Report) -> None:
@@ -133,6 +139,22 @@ def test_time_left_is_learnt_from_rows_that_ran(report: Report) -> None:
     now = 20.0
     tally.take(FinalRoundDone(1, 4))
     assert tally.left == 18.0
+
+
+def test_time_left_is_by_the_pace_where_rows_run_side_by_side(report: Report) -> None:
+    now = 0.0
+    tally = Tally(lambda: now)
+    rows = report.candidates[:4]
+    tally.take(Planned(tuple(row.id for row in rows)))
+    for row in rows[:3]:
+        tally.take(CandidateStarted(row.id))
+    assert (tally.begun, tally.done) == (3, 0)
+    now = 12.0
+    tally.take(CandidateDone(rows[1]))
+    tally.take(CandidateDone(rows[0]))
+    tally.take(CandidateStarted(rows[3].id))
+    assert (tally.begun, tally.done) == (4, 2)
+    assert tally.left == 18.0  # two rows and the final, one every six seconds
 
 
 def test_rows_are_counted_that_run(report: Report) -> None:

@@ -36,6 +36,8 @@ from peregrine.report.words import plain
 from peregrine.results import Boundary, CandidateResult
 
 QUIET_PHASES = frozenset({"measure", "sweep", "final", "side by side"})
+_AFTER_THE_ROWS = frozenset({"load", "load again", "build again", "side by side"})
+"""Phases of the final and behind it that a log would else pass over for a minute."""
 _TICK_S = 1.0
 _FINAL_SHARE = 1.0
 """A final takes about as long as one row, until its first round has shown."""
@@ -47,11 +49,13 @@ class Tally:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._began = clock()
-        self._row_began: float | None = None
+        self._rows_began: float | None = None
         self._final_began: float | None = None
-        self._took: list[float] = []
+        self._last_done = 0.0
         self._rows: set[str] = set()
+        self._started: set[str] = set()
         self._done: set[str] = set()
+        self._ran: set[str] = set()
         self._rounds = (0, 0)
         self.model = ""
         self.doing = "starting"
@@ -71,7 +75,9 @@ class Tally:
                 self._rows = set(event.candidates)
             case CandidateStarted():
                 self._rows.add(event.candidate)  # a repaired one was not planned
-                self._row_began = self._clock()
+                self._started.add(event.candidate)
+                if self._rows_began is None:
+                    self._rows_began = self._clock()
                 self._doing("starting", event.candidate)
             case PhaseStarted():
                 detail = f" {event.detail}" if event.detail else ""
@@ -96,15 +102,24 @@ class Tally:
 
     def _finish(self, candidate: str) -> None:
         self._done.add(candidate)
-        if self._row_began is not None:  # a row that never started cost nothing
-            self._took.append(self._clock() - self._row_began)
-            self._row_began = None
+        if candidate in self._started:  # one that never started cost nothing
+            self._ran.add(candidate)
+            self._last_done = self._clock()
         self._doing("next")
+
+    @property
+    def in_final(self) -> bool:
+        return self._final_began is not None
 
     @property
     def total(self) -> int:
         """Rows that are run, without those that cannot."""
         return len(self._rows)
+
+    @property
+    def begun(self) -> int:
+        """Rows that run or have run: several may at a time."""
+        return len(self._started & self._rows)
 
     @property
     def done(self) -> int:
@@ -119,11 +134,12 @@ class Tally:
         """Seconds to go if the rows to come are like those done; None while that is unknown."""
         if self._final_began is not None:
             return self._final_left(self._final_began)
-        if not self._took or not self._rows:
+        if self._rows_began is None or not self._ran:
             return None
-        row = sum(self._took) / len(self._took)
-        running = 0.0 if self._row_began is None else self._clock() - self._row_began
-        return max(0.0, row * (len(self._rows - self._done) + _FINAL_SHARE) - running)
+        # By the pace at which rows came to their end, however many ran at a time.
+        row = (self._last_done - self._rows_began) / len(self._ran)
+        since = self._clock() - self._last_done
+        return max(0.0, row * (len(self._rows - self._done) + _FINAL_SHARE) - since)
 
     def _final_left(self, began: float) -> float | None:
         done, rounds = self._rounds
@@ -181,7 +197,7 @@ def _on_pipe(console: Console) -> Observer:
             case Planned():
                 say(figures.count(len(event.candidates), "candidate"))
             case CandidateStarted():
-                say(plain(f"{tally.done + 1}/{tally.total} {event.candidate} ..."))
+                say(plain(f"{tally.begun}/{tally.total} {event.candidate} ..."))
             case CandidateDone():
                 say(outcome(event.result))
             case FinalStarted():
@@ -190,7 +206,12 @@ def _on_pipe(console: Console) -> Observer:
             case RunDone():
                 winner = event.report.winner
                 say(plain(f"done, winner: {winner.id}" if winner else "done, no winner"))
-            case PhaseStarted() | FinalRoundDone():  # for eyes that watch, not for a log
+            case PhaseStarted() if tally.in_final and event.phase in _AFTER_THE_ROWS:
+                detail = f", {event.detail}" if event.detail else ""
+                say(plain(f"final: {event.phase}, {event.candidate}{detail}"))
+            case FinalRoundDone():
+                say(f"final: round {event.round} of {event.rounds} done")
+            case PhaseStarted():  # for eyes that watch, not for a log
                 pass
 
     return observe
