@@ -15,6 +15,7 @@ from peregrine.results import (
     Memory,
     OutputComparison,
     Status,
+    SweepEnd,
     Validation,
 )
 from peregrine.types import Candidate, Placement, Precision, Scalar
@@ -121,6 +122,7 @@ def row(
             measure(rng, 1, median * 0.98, Boundary.DEVICE, peak),
         ),
         sweep_stopped="saturation",
+        sweep_ended_by=SweepEnd.SATURATION,
         break_even=break_even,
         versions=VERSIONS,
         python="/opt/venv/bin/python",

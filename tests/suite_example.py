@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from peregrine.results import MachineRecord
+from peregrine.results import MachineRecord, SweepEnd
 from peregrine.suite.ask import Ask
 from peregrine.suite.published import paper
 from peregrine.suite.study import Entry, Point, Study
@@ -47,11 +47,14 @@ def _entry(network: str, workflow: str, number: int, precision: Precision) -> En
                   500.0 + 8 * batch, ms * 1.1)
         )  # fmt: skip
     last = _LARGEST[workflow]
-    ended = "the last batch asked for, 256" if last == 256 else f"memory, after batch {last}: full"
+    ended, by = "the last batch asked for, 256", SweepEnd.LAST
+    if last < 256:
+        ended, by = f"after batch {last} it was full", SweepEnd.MEMORY
     base = tuple(0.55 * (number + 1) * (1 + 0.01 * n) for n in range(5))
     own = tuple(ms / _SPEED[workflow] for ms in base)
     return Entry(
         network, precision, "cuda:0", workflow, f"row of {workflow}", "ok",
-        points=tuple(points), ended=ended, non_equal_percent=0.6, non_equal_percent_1e3=0.0004,
+        points=tuple(points), ended=ended, ended_by=by,
+        non_equal_percent=0.6, non_equal_percent_1e3=0.0004,
         final=() if workflow == "W0" else (base, own),
     )  # fmt: skip

@@ -18,7 +18,7 @@ from peregrine.harness.assemble import assemble, findings
 from peregrine.harness.race import race, resume
 from peregrine.harness.request import Request
 from peregrine.harness.rundir import RunDirectory
-from peregrine.results import Status
+from peregrine.results import Status, SweepEnd
 from peregrine_faults import VARIANTS
 from tiny_model import make_tiny
 
@@ -113,6 +113,7 @@ def test_a_row_that_fell_back_or_cannot_come_back_may_not_win(everything):
 def test_a_crash_in_the_sweep_keeps_what_was_measured_before(everything):
     row = everything.candidate("faults[crash_at_batch_4] fp32")
     assert {m.batch for m in row.measurements} == {1, 2}
+    assert row.sweep_ended_by is SweepEnd.ERROR
     assert "SIGABRT" in row.sweep_stopped
 
 

@@ -10,6 +10,7 @@ from peregrine.harness.race import race
 from peregrine.harness.request import Request
 from peregrine.model.load import load
 from peregrine.objective import Objective
+from peregrine.results import SweepEnd
 
 _ONLY = ("onnxruntime[CPUExecutionProvider] fp32",)
 _QUICK = {"min_runs": 5, "measure_s": 0.05, "final_rounds": 3, "only": _ONLY}
@@ -43,8 +44,15 @@ def test_a_sweep_doubles_until_its_end_and_every_batch_is_judged(tmp_path):
     assert swept == sorted(set(swept))
     assert set(swept) <= {1, 2, 4, 8, 16}
     assert len(swept) >= 3
-    assert "saturation" in row.sweep_stopped or swept[-1] == 16
+    assert row.sweep_ended_by is SweepEnd.SATURATION or swept[-1] == 16
     assert all(m.peak_mb > 0 for m in row.measurements)
+
+
+def test_a_sweep_that_memory_ended_says_so(tmp_path):
+    _, row = _race(tmp_path / "run", size=256, sweep=(192,), worker_memory_mb=420)
+    assert row.can_win
+    assert row.sweep_ended_by is SweepEnd.MEMORY
+    assert "after batch 1" in row.sweep_stopped
 
 
 def test_throughput_is_decided_at_each_rows_best_batch(tmp_path):
@@ -105,6 +113,7 @@ def test_rows_that_depend_on_their_batch_are_not_swept_by_repetition(tmp_path):
         sweep=(1, 2, 4),
         objective=Objective.latency(batch=3),
     )
+    assert row.sweep_ended_by is SweepEnd.NOT_SWEPT
     assert "depends on its batch" in row.sweep_stopped
     assert report.winner is not None
 

@@ -55,7 +55,9 @@ def test_what_ended_at_memory_says_so(whole):
     one, *_ = tables(whole)
     (line,) = (x for x in one.lines if x.label.startswith("W3") and x.whose == OURS)
     assert line.cells[0].small == ("memory",)
-    assert line.cells[0].note == "memory, after batch 128: full"
+    assert line.cells[0].note == "after batch 128 it was full"
+    (whole_line,) = (x for x in one.lines if x.label.startswith("W2") and x.whose == OURS)
+    assert whole_line.cells[0].small == ()
 
 
 def test_the_best_speedup_is_of_equal_batches_with_its_spread(whole):

@@ -41,9 +41,9 @@ from peregrine.harness.refining import why_not
 from peregrine.harness.repairing import can_be_repaired, repair_row
 from peregrine.harness.request import Request
 from peregrine.harness.rundir import SCRATCH, RunDirectory
-from peregrine.harness.trial import MEMORY, Setting, run_trial
+from peregrine.harness.trial import Setting, run_trial
 from peregrine.model.model import MODEL_FILE, Model
-from peregrine.results import CandidateResult, FinalRound, Report, Status
+from peregrine.results import CandidateResult, FinalRound, Report, Status, SweepEnd
 from peregrine.select import Goal, rank
 from peregrine.types import Candidate, Feeds
 from peregrine.validate import Thresholds
@@ -85,7 +85,7 @@ def resume(path: Path, *, loader: Loader | None = None, observer: Observer = ign
 
 
 def _memory_ended(row: CandidateResult) -> bool:
-    return row.status is Status.OOM or row.sweep_stopped.startswith(MEMORY)
+    return row.status is Status.OOM or row.sweep_ended_by is SweepEnd.MEMORY
 
 
 def _now() -> str:

@@ -42,6 +42,7 @@ from peregrine.results import (
     Measurement,
     Memory,
     Status,
+    SweepEnd,
     Verdict,
     from_builtins,
 )
@@ -53,8 +54,6 @@ _STATUS_OF = (
     (WorkerTimeout, Status.TIMEOUT),
     (WorkerOutOfMemory, Status.OOM),
 )
-MEMORY = "memory"
-"""How `sweep_stopped` begins where memory ended it."""
 # A swept batch is measured to find where throughput saturates, not to rank: fewer runs do.
 _SWEEP_BUDGET = {"min_runs": 8, "min_s": 0.4, "max_s": 8.0}
 _SATURATED_GAIN = 1.03
@@ -367,11 +366,15 @@ class _Trial:
             if decisive is not None and decisive.batch != self.batches[0]:
                 self.save(worker, decisive.batch)
         except WorkerOutOfMemory as error:
-            self.update(sweep_stopped=f"{MEMORY}, after batch {self.largest}: {error.what}")
+            self.end_sweep(SweepEnd.MEMORY, f"memory, after batch {self.largest}: {error.what}")
         except WorkerTimeout:
-            self.update(sweep_stopped=f"time, after batch {self.largest}")
+            self.end_sweep(SweepEnd.TIME, f"time, after batch {self.largest}")
         except PeregrineError as error:
-            self.update(sweep_stopped=f"{error.what.splitlines()[0]} (after {self.largest})")
+            why = f"{error.what.splitlines()[0]} (after {self.largest})"
+            self.end_sweep(SweepEnd.ERROR, why)
+
+    def end_sweep(self, by: SweepEnd, why: str) -> None:
+        self.update(sweep_ended_by=by, sweep_stopped=why)
 
     def save(self, worker: Worker, batch: int) -> None:
         """Keep the session for this batch, for the final and for a bundle."""
@@ -419,19 +422,20 @@ class _Trial:
     def sweep(self, worker: Worker, lead: FeedSet) -> None:
         """Throughput over growing batches, at the host boundary."""
         if not self.setting.judging.rows_independent:
-            self.update(sweep_stopped="not swept: a row's output depends on its batch")
+            self.end_sweep(SweepEnd.NOT_SWEPT, "not swept: a row's output depends on its batch")
             return
         spent, flat = 0.0, 0
         best = max(m.throughput_per_s for m in self.measured if m.boundary is Boundary.HOST)
-        stopped = f"the last batch asked for, {self.request.sweep[-1]}"
+        ended = SweepEnd.LAST, f"the last batch asked for, {self.request.sweep[-1]}"
         for batch in self.request.sweep:
             if any(m.batch == batch for m in self.measured):
                 continue
             rebuild = 0.0 if self.dynamic(worker, batch) else self.row.build_s or 0.0
             if spent + rebuild > self.request.sweep_s:
-                stopped = f"time: the next batch needs another build of about {rebuild:.0f} s"
+                why = f"the next batch needs another build of about {rebuild:.0f} s"
                 if not rebuild:
-                    stopped = f"time: {spent:.0f} s spent"
+                    why = f"{spent:.0f} s spent"
+                ended = SweepEnd.TIME, f"time: {why}"
                 break
             began = time.monotonic()
             if not self.judge_batch(worker, batch):
@@ -441,9 +445,9 @@ class _Trial:
             flat = flat + 1 if found.throughput_per_s < best * _SATURATED_GAIN else 0
             best = max(best, found.throughput_per_s)
             if flat == 2:
-                stopped = f"saturation at {best:.4g} items/s"
+                ended = SweepEnd.SATURATION, f"saturation at {best:.4g} items/s"
                 break
-        self.update(sweep_stopped=stopped)
+        self.end_sweep(*ended)
 
     def dynamic(self, worker: Worker, batch: int) -> bool:
         """Whether the session there is serves this batch without another build."""

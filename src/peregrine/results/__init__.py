@@ -38,6 +38,7 @@ from peregrine.results.report import (
     ReferenceRecord,
     Report,
     Status,
+    SweepEnd,
     Winner,
 )
 
@@ -67,6 +68,7 @@ __all__ = [
     "RepairStep",
     "Report",
     "Status",
+    "SweepEnd",
     "Validation",
     "Verdict",
     "Winner",

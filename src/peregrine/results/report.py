@@ -28,6 +28,18 @@ class Status(enum.StrEnum):
     """Measured, and the data cannot tell whether its accuracy is good enough."""
 
 
+class SweepEnd(enum.StrEnum):
+    """What ended a sweep over batches."""
+
+    LAST = "last batch"
+    """All that were asked for ran."""
+    SATURATION = "saturation"
+    MEMORY = "memory"
+    TIME = "time"
+    ERROR = "error"
+    NOT_SWEPT = "not swept"
+
+
 @dataclass(frozen=True, slots=True)
 class EngineOrigin:
     """How a row came by its engine, where there was one of an earlier race to think of."""
@@ -70,7 +82,9 @@ class CandidateResult:
     """"memory", "cap" (the search's upper end ran), "time", or empty when not searched."""
     measurements: tuple[Measurement, ...] = ()
     sweep_stopped: str = ""
-    """Why the batch sweep ended: saturation, memory, time, or the last batch asked for."""
+    """Why there are no larger batches, in words that a person can read."""
+    sweep_ended_by: SweepEnd | None = None
+    """The cause; None where there are no such words, or words alone from an earlier version."""
     break_even: float | None = None
     """Inferences after which a slower build than the quickest row's is repaid; None: never."""
     disqualified: str = ""

@@ -17,7 +17,7 @@ from peregrine.ratios import Ratio, paired_ratio
 from peregrine.report import words
 from peregrine.report.store import FILE as REPORT
 from peregrine.report.store import read_json
-from peregrine.results import Boundary, CandidateResult, MachineRecord, Report, Status
+from peregrine.results import Boundary, CandidateResult, MachineRecord, Report, Status, SweepEnd
 from peregrine.suite.ask import Ask, RaceAsk
 from peregrine.suite.run import ERROR
 from peregrine.suite.workflows import OF_SUITE, W0, Workflow, kind_of
@@ -59,6 +59,8 @@ class Entry:
     points: tuple[Point, ...] = ()
     ended: str = ""
     """Why there are no larger batches."""
+    ended_by: SweepEnd | None = None
+    """The cause of that; None where all that were asked for ran, or only words are known."""
     non_equal_percent: float | None = None
     """Elements unlike the reference's at rtol 1e-4; the next at 1e-3. Both with atol 1e-8."""
     non_equal_percent_1e3: float | None = None
@@ -282,6 +284,7 @@ def _entry(
         fix=(row.fix or _fix(row, ask, asked)) if not points else "",
         points=points,
         ended=limited or row.sweep_stopped or (f"the last batch asked for, {ask.batches[-1]}"),
+        ended_by=SweepEnd.MEMORY if limited else row.sweep_ended_by,
         non_equal_percent=judged.non_equal_percent if judged and valid else None,
         non_equal_percent_1e3=judged.non_equal_percent_1e3 if judged and valid else None,
         final=_final(report, asked, precision, row),
@@ -355,6 +358,7 @@ def _merged(entries: Sequence[Entry]) -> list[Entry]:
                 entry,
                 points=tuple(points[batch] for batch in sorted(points)),
                 ended=largest.ended,
+                ended_by=largest.ended_by,
                 final=entry.final
                 if entry.points[0].batch <= before.points[0].batch
                 else before.final,

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from peregrine.report import figures
+from peregrine.results import SweepEnd
 from peregrine.suite import published
 from peregrine.suite.study import Entry, Point, Study
 from peregrine.suite.workflows import OF_SUITE, W0, kind_of
@@ -121,8 +122,7 @@ def _published(value: float | None, show: Callable[[float], str]) -> Cell:
 
 def _largest(entry: Entry) -> Cell:
     batch = entry.points[-1].batch
-    ended = entry.ended.partition(":")[0].partition(",")[0]
-    small = () if entry.ended.startswith("the last batch") else (ended,)
+    small = () if entry.ended_by in (None, SweepEnd.LAST) else (str(entry.ended_by),)
     return Cell(str(batch), batch, entry.ended, small)
 
 
