@@ -34,6 +34,14 @@ def test_a_slow_row_is_raced_where_it_is_named_and_nowhere_else(planned):
     assert planned("*", "faults[seldom]*", skip=("*tries=1",)) == [*_PROPOSED, _ON_REQUEST[1]]
 
 
+def test_a_backend_that_cannot_take_part_is_one_row_that_says_so(tmp_path):
+    model = make_tiny(tmp_path / "model")
+    request = Request(source="tiny", backends=("faults", "openvino"), device="cuda:0")
+    (row,) = make_plan(model, request, tmp_path / "logs").absent
+    assert (row.backend, row.absent) == ("openvino", True)
+    assert (tmp_path / row.log).is_file()
+
+
 def test_a_slow_row_keeps_to_the_precisions_asked_for(planned):
     with pytest.raises(OptionError, match="No candidate matches") as caught:
         planned("faults[seldom]*", precisions=(Precision.FP16,))

@@ -28,11 +28,14 @@ def test_a_report_comes_back_as_it_was(report: Report, tmp_path: Path) -> None:
 def test_a_report_of_a_version_that_said_less_is_read(report: Report, tmp_path: Path) -> None:
     old = json.loads(to_json(report))
     for row in old["candidates"]:
-        del row["sweep_ended_by"]
+        del row["sweep_ended_by"], row["absent"]
+    gone = next(row for row in old["candidates"] if row["backend"] == "tensorrt")
+    gone["log"] = "logs/probe-tensorrt.log"
     (tmp_path / "report.json").write_text(json.dumps(old))
-    first = read_json(tmp_path).candidates[0]
+    first, *others = read_json(tmp_path).candidates
     assert first == dataclasses.replace(report.candidates[0], sweep_ended_by=None)
     assert first.sweep_stopped
+    assert [row.id for row in others if row.absent] == [gone["id"]]
 
 
 def test_nan_survives_as_nan_and_an_unlimited_threshold_as_infinite(

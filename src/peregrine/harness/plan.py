@@ -79,7 +79,7 @@ def probe_all(
     with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(at_once) as pool:
         where = logs or Path(scratch)
         # A worker dies with the thread that started it; these threads outlive theirs.
-        jobs = [pool.submit(probe, b, where / _log_of(b), model, target) for b in backends]
+        jobs = [pool.submit(probe, b, where / f"probe-{b}.log", model, target) for b in backends]
         return [job.result() for job in jobs]
 
 
@@ -133,6 +133,7 @@ def make_plan(model: Model, request: Request, logs: Path) -> Plan:
             row = empty_result(
                 Candidate(answer.backend),
                 answer.status,
+                absent=True,
                 reason=answer.reason,
                 fix=answer.fix,
                 versions=answer.versions,
@@ -156,15 +157,6 @@ def make_plan(model: Model, request: Request, logs: Path) -> Plan:
         )
     # Who names rows has them all.
     return Plan(tuple(candidates), tuple(absent), () if request.only else tuple(refining))
-
-
-def is_absent(row: CandidateResult) -> bool:
-    """Whether a row stands for a whole backend that could not take part, in any precision."""
-    return Path(row.log).name == _log_of(row.backend)
-
-
-def _log_of(backend: str) -> str:
-    return f"probe-{backend}.log"
 
 
 def _wanted(request: Request) -> list[str]:

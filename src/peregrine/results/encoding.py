@@ -48,7 +48,11 @@ def from_builtins(data: Any, kind: type[T]) -> T:
 
 def _restore(data: Any) -> Any:
     if isinstance(data, Mapping):
-        return {key: _restore_item(key, value) for key, value in data.items()}
+        restored = {key: _restore_item(key, value) for key, value in data.items()}
+        if {"backend", "log"} <= data.keys() and "absent" not in data:
+            # A row of a version that told it by the name of the log alone.
+            restored["absent"] = str(data["log"]).endswith(f"/probe-{data['backend']}.log")
+        return restored
     # Samples are the bulk of a report and hold only numbers: left as they are.
     if isinstance(data, list) and not (data and isinstance(data[0], float)):
         return [_restore(value) for value in data]

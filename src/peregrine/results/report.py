@@ -65,6 +65,8 @@ class CandidateResult:
     precision: Precision
     options: Mapping[str, Scalar]
     status: Status
+    absent: bool = False
+    """Stands for a whole backend that could not take part, in any precision."""
     graph: str = ""
     """The converted graph it read; empty for the model's own."""
     reason: str = ""

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from peregrine.errors import OptionError, RunDirectoryError
-from peregrine.harness.plan import is_absent
 from peregrine.harness.race import partial_report
 from peregrine.objective import memory_mb
 from peregrine.ratios import Ratio, paired_ratio
@@ -255,7 +254,7 @@ def _told(report: Report | None, precision: Precision) -> bool:
     """Whether a race that is not whole has said something of a precision: it has rows of it, or
     no backend could run, and each row says why."""
     rows = report.candidates if report is not None else ()
-    raced = [row for row in rows if not is_absent(row)]
+    raced = [row for row in rows if not row.absent]
     return any(row.precision is precision for row in raced) or bool(rows and not raced)
 
 

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from peregrine.errors import OptionError, did_you_mean
-from peregrine.harness.plan import is_absent
 from peregrine.results import Boundary, CandidateResult, Report, Status
 from peregrine.types import Precision
 
@@ -70,7 +69,7 @@ class Workflow:
             if valid:
                 return min(valid, key=_lead_ms)
             unfit += rows
-        absent = [r for r in report.candidates if r.backend == self.backend and is_absent(r)]
+        absent = [r for r in report.candidates if r.backend == self.backend and r.absent]
         return next(iter([*unfit, *absent]), None)
 
 
