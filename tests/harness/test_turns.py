@@ -12,7 +12,7 @@ from peregrine import turns
 from peregrine.errors import OptionError
 from peregrine.events import CandidateDone, CandidateStarted
 from peregrine.harness.assemble import findings
-from peregrine.harness.race import race, resume
+from peregrine.harness.race import race, resume, rows_at_a_time
 from peregrine.harness.request import Request
 from peregrine.harness.rundir import RunDirectory
 from peregrine.harness.turns import Turns
@@ -114,13 +114,13 @@ def test_a_build_that_waits_and_is_stopped_is_charged_for_neither(tmp_path):
 
 
 def test_how_many_rows_at_a_time_is_for_the_machine_to_say(monkeypatch):
-    assert Request(source="tiny").rows_at_a_time() == 1
-    assert asked(jobs=3).rows_at_a_time() == 3
-    assert asked(jobs=0, find_max_batch=True).rows_at_a_time() == 1
+    assert rows_at_a_time(Request(source="tiny")) == 1
+    assert rows_at_a_time(asked(jobs=3)) == 3
+    assert rows_at_a_time(asked(jobs=0, find_max_batch=True)) == 1
     for cores, free_gb, rows in ((1, 64, 1), (8, 64, 4), (64, 512, 6), (64, 13, 2), (64, 1, 1)):
-        monkeypatch.setattr("peregrine.harness.request.physical_cores", lambda n=cores: n)
-        monkeypatch.setattr("peregrine.harness.request.available_mb", lambda n=free_gb: n * 1024.0)
-        assert asked(jobs=0).rows_at_a_time() == rows
+        monkeypatch.setattr("peregrine.harness.race.physical_cores", lambda n=cores: n)
+        monkeypatch.setattr("peregrine.harness.race.available_mb", lambda n=free_gb: n * 1024.0)
+        assert rows_at_a_time(asked(jobs=0)) == rows
 
 
 @pytest.mark.usefixtures("faults")

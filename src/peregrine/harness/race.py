@@ -42,14 +42,19 @@ from peregrine.harness.repairing import can_be_repaired, repair_row
 from peregrine.harness.request import Request
 from peregrine.harness.rundir import SCRATCH, RunDirectory
 from peregrine.harness.trial import Setting, run_trial
+from peregrine.harness.watch import available_mb
 from peregrine.model.model import MODEL_FILE, Model
 from peregrine.results import CandidateResult, FinalRound, Report, Status, SweepEnd
 from peregrine.select import Goal, rank
-from peregrine.types import Candidate, Feeds
+from peregrine.types import Candidate, Feeds, physical_cores
 from peregrine.validate import Thresholds
 
 Loader = Callable[[Path], Model]
 """Makes a model directory from an object in memory."""
+_JOBS = 6
+"""Rows side by side at most. More wait for the GPU rather than for compilers."""
+_ROW_MB = 6 * 1024
+"""Host memory that a row is given: torch.compile's processes take the most."""
 
 
 def race(
@@ -82,6 +87,15 @@ def race(
 def resume(path: Path, *, loader: Loader | None = None, observer: Observer = ignore) -> Report:
     """Go on with an interrupted race: rows that are there are kept, the rest is run."""
     return _Race(RunDirectory.resume(path), loader, (), observer).run()
+
+
+def rows_at_a_time(request: Request) -> int:
+    """How many rows to build and judge side by side here and now: on a CPU one."""
+    if request.jobs or not request.device.startswith("cuda"):
+        return request.jobs or 1
+    if request.find_max_batch:  # what neighbours hold would end the search
+        return 1
+    return max(1, min(_JOBS, physical_cores() // 2, int(available_mb() / _ROW_MB)))
 
 
 def _memory_ended(row: CandidateResult) -> bool:
@@ -205,7 +219,7 @@ class _Race:
         run = self.directory
         rows = findings(run).candidates
         done = {row.id for row in rows}
-        at_a_time = self.request.rows_at_a_time()
+        at_a_time = rows_at_a_time(self.request)
         if at_a_time > 1:
             run.append("side_by_side", {"rows": at_a_time})
         self.tell(Planned(tuple(c.id for c in plan.coarse)))

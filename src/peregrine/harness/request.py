@@ -7,19 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from peregrine.errors import OptionError
-from peregrine.harness.watch import available_mb
 from peregrine.model.items import RANDOM
 from peregrine.select import Objective
-from peregrine.types import Precision, physical_cores
+from peregrine.types import Precision
 
 SWEEP = tuple(2**i for i in range(9))
 """1, 2, 4 ... 256: the paper's batches."""
 IN_MEMORY = "<in memory>"
 """Stands in a request for calibration data that a program handed over."""
-_JOBS = 6
-"""Rows side by side at most. More wait for the GPU rather than for compilers."""
-_ROW_MB = 6 * 1024
-"""Host memory that a row is given: torch.compile's processes take the most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,14 +128,6 @@ class Request:
                 fix="Use --jobs for a GPU, with 1 or more; or leave it out.",
             )
         self._check_accuracy()
-
-    def rows_at_a_time(self) -> int:
-        """How many rows to build and judge side by side here and now: on a CPU one."""
-        if self.jobs or not self.device.startswith("cuda"):
-            return self.jobs or 1
-        if self.find_max_batch:  # what neighbours hold would end the search
-            return 1
-        return max(1, min(_JOBS, physical_cores() // 2, int(available_mb() / _ROW_MB)))
 
     def _check_accuracy(self) -> None:
         if RANDOM in self.calibration and len(self.calibration) > 1:
