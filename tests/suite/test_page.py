@@ -60,6 +60,27 @@ def test_what_ended_at_memory_says_so(whole):
     assert whole_line.cells[0].small == ()
 
 
+def test_a_row_that_ran_and_is_out_says_what_it_is(whole):
+    for table in tables(whole):
+        (line,) = (x for x in table.lines if x.label.startswith("W1") and x.whose == OURS)
+        cell = line.cells[whole.networks.index("resnet152")]
+        assert (cell.value, cell.note) == (None, "The engine does not fit.")
+        assert cell.small == ("oom",)
+
+
+def test_a_workflow_that_a_precision_was_not_asked_for_has_no_lines_there():
+    two = study(Precision.FP32, Precision.FP16)
+    kept = [e for e in two.entries if (e.workflow, e.precision) != ("W3", Precision.FP32)]
+    cut = dataclasses.replace(two, entries=tuple(kept))
+    assert "W3" not in cut.workflows_in(Precision.FP32, "cuda:0")
+    assert "W3" in cut.workflows_in(Precision.FP16, "cuda:0")
+    for table in tables(cut):
+        ours = {line.label[:2] for line in table.lines if line.whose == OURS}
+        assert ("W3" in ours) == ("fp16" in table.id)
+    bars = charts(cut, Precision.FP32, "cuda:0")[0].bars
+    assert {bar.workflow for bar in bars} == {"W0", "W1", "W2"}
+
+
 def test_the_best_speedup_is_of_equal_batches_with_its_spread(whole):
     found = best_speedup(whole, "resnet50", *_WHERE)
     assert found.workflow == "W2"

@@ -87,7 +87,7 @@ def curves(
         return point.throughput_per_s if id == "figure-4" else point.memory_mb
 
     found = []
-    for workflow in study.workflows:
+    for workflow in study.workflows_in(precision, device):
         entry = study.entry(network, workflow, precision, device)
         points = entry.points if entry else ()
         line = tuple((p.batch, at) for p in points if (at := value(p)) is not None)
@@ -109,7 +109,7 @@ def _bars(
 ) -> tuple[Bar, ...]:
     found = []
     for network in study.networks:
-        for workflow in study.workflows:
+        for workflow in study.workflows_in(precision, device):
             entry = study.entry(network, workflow, precision, device)
             if entry is None or not entry.points:
                 reason = entry.reason if entry else "not asked for"

@@ -107,6 +107,11 @@ class Study:
         wanted = (precision, device, network, workflow)
         return next((e for e in self.entries if e.key == wanted), None)
 
+    def workflows_in(self, precision: Precision, device: str) -> tuple[str, ...]:
+        """Those that were asked for there, of any network."""
+        asked = {e.workflow for e in self.entries if e.key[:2] == (precision, device)}
+        return tuple(workflow for workflow in self.workflows if workflow in asked)
+
     def card(self, device: str) -> str:
         """What the figures are of: the GPU's name, or the processor's."""
         if not self.machines:

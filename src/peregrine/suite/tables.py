@@ -92,7 +92,7 @@ def _table(
     show: Callable[[float], str],
 ) -> Table:
     lines = []
-    for workflow in study.workflows:
+    for workflow in study.workflows_in(precision, device):
         ours = [
             _cell(study.entry(network, workflow, precision, device), cell)
             for network in study.networks
@@ -113,7 +113,13 @@ def _id(id: str, precision: Precision, device: str) -> str:
 def _cell(entry: Entry | None, cell: Callable[[Entry], Cell]) -> Cell:
     if entry is None:
         return Cell(_GONE, note="not asked for")
-    return cell(entry) if entry.points else Cell(_GONE, note=entry.reason or entry.status)
+    return cell(entry) if entry.points else _gone(entry)
+
+
+def _gone(entry: Entry) -> Cell:
+    """No figure, and in a word why: a row that was wrong is not one that was not run."""
+    small = () if entry.points else (entry.status,)
+    return Cell(_GONE, note=entry.reason or entry.ended or entry.status, small=small)
 
 
 def _published(value: float | None, show: Callable[[float], str]) -> Cell:
@@ -182,11 +188,12 @@ def _speedups(study: Study, precision: Precision, device: str) -> Table:
             best.append(Cell(figures.times(found.ratio), found.ratio, small=small))
     card = study.card(device)
     lines = [Line("Best workflow, any batch", OURS, card, tuple(best))]
-    for workflow in study.workflows:
+    for workflow in study.workflows_in(precision, device):
         if workflow == W0.key:
             continue
         cells = tuple(
-            _lead(study.entry(network, workflow, precision, device)) for network in study.networks
+            _cell(study.entry(network, workflow, precision, device), _lead)
+            for network in study.networks
         )
         label = f"{title_of(workflow)}, smallest batch"
         lines.append(Line(label, OURS, card, cells, backend_of(workflow)))
@@ -205,9 +212,7 @@ def _speedups(study: Study, precision: Precision, device: str) -> Table:
     )  # fmt: skip
 
 
-def _lead(entry: Entry | None) -> Cell:
-    if entry is None or not entry.points:
-        return Cell(_GONE, note=entry.reason if entry else "not asked for")
+def _lead(entry: Entry) -> Cell:
     ratio = entry.lead_speedup
     if ratio is None:
         return Cell(_GONE, note="it and W0 were not in one final; was memory short for both?")
@@ -264,6 +269,6 @@ def resnet50_table(study: Study, network: str, precision: Precision, batch: int)
 def _ms(entry: Entry, batch: int) -> Cell:
     point = entry.point(batch)
     if point is None:
-        return Cell(_GONE, note=entry.reason or entry.ended)
+        return _gone(entry)
     small = (f"{figures.interval(*point.ci95_ms)} ms", f"{point.samples} runs", entry.candidate)
     return Cell(f"{figures.number(point.median_ms)} ms", point.median_ms, small=small)
