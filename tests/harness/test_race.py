@@ -1,5 +1,6 @@
 """The race on backends that misbehave in every way, and killed at every point."""
 
+import datetime
 import json
 import os
 import signal
@@ -128,6 +129,18 @@ def test_all_samples_are_kept_on_disk(everything):
         for measurement in row.measurements:
             assert len(measurement.samples_ms) >= 5
     assert {r.candidate for r in findings(run).rounds} >= {everything.winner.id}
+
+
+def test_a_row_says_when_its_trial_ended(everything):
+    lines = (Path(everything.run_dir) / "results.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    hang = next(n for n, row in enumerate(rows) if row["record"].get("id") == "faults[hang] fp32")
+    begun, written, finished = map(
+        datetime.datetime.fromisoformat,
+        (rows[hang - 1]["written"], rows[hang]["written"], rows[hang]["record"]["finished"]),
+    )
+    a_second = datetime.timedelta(seconds=1)  # which `finished` is cut to
+    assert begun + QUICK["timeout_s"] * a_second - a_second <= finished <= written
 
 
 def test_a_report_made_again_is_the_same(everything):

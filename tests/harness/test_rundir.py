@@ -1,3 +1,4 @@
+import datetime
 import json
 import os
 import subprocess
@@ -38,6 +39,17 @@ def test_a_half_written_last_row_is_dropped_and_the_next_one_is_whole(tmp_path):
         again.append("c", {"n": 3})
         again.release()
         assert list(again.rows()) == [("a", {"n": 1}), ("c", {"n": 3})]
+
+
+def test_each_row_says_when_it_was_written_and_one_that_does_not_is_read(tmp_path):
+    run = RunDirectory.create(tmp_path / "run", _request())
+    rows = run.path / "results.jsonl"
+    rows.write_text('{"kind": "old", "record": {}}\n')
+    before = datetime.datetime.now(datetime.UTC) - datetime.timedelta(milliseconds=1)
+    run.append("new", {})
+    written = json.loads(rows.read_text().splitlines()[1])["written"]
+    assert before <= datetime.datetime.fromisoformat(written) <= datetime.datetime.now(datetime.UTC)
+    assert [kind for kind, _ in run.rows()] == ["old", "new"]
 
 
 def test_nan_becomes_null_rather_than_broken_json(tmp_path):

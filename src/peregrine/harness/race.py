@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import itertools
 import shutil
 import time
@@ -40,7 +39,7 @@ from peregrine.harness.reference import Judging, make_judging
 from peregrine.harness.refining import why_not
 from peregrine.harness.repairing import can_be_repaired, repair_row
 from peregrine.harness.request import Request
-from peregrine.harness.rundir import SCRATCH, RunDirectory
+from peregrine.harness.rundir import SCRATCH, RunDirectory, utc_now
 from peregrine.harness.trial import Setting, run_trial
 from peregrine.harness.watch import available_mb
 from peregrine.model.model import MODEL_FILE, Model
@@ -102,10 +101,6 @@ def _memory_ended(row: CandidateResult) -> bool:
     return row.status is Status.OOM or row.sweep_ended_by is SweepEnd.MEMORY
 
 
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-
 class _Race:
     def __init__(
         self,
@@ -128,13 +123,13 @@ class _Race:
             before = findings(run)
             self.tell(RunStarted(str(run.path), self.request.source, len(before.candidates)))
             if not before.started:
-                run.append("started", {"time": _now(), "machine": machine()})
+                run.append("started", {"time": utc_now(), "machine": machine()})
             setting, plan = self.prepare(before)
             with closing(setting.company):
                 self.trials(setting, plan)
                 self.final(setting)
                 self.concurrency(setting)
-            run.append("finished", {"time": _now()})
+            run.append("finished", {"time": utc_now()})
         finally:
             for temporary in ("outputs", SCRATCH):
                 shutil.rmtree(run.file(temporary), ignore_errors=True)

@@ -5,7 +5,7 @@
     feeds/ reference/  inputs that judge, and the reference's outputs for them
     calibration/     inputs that quantised graphs get their ranges from
     graphs/          converted graphs, a model directory each
-    results.jsonl    append-only: one JSON line a fact, never rewritten
+    results.jsonl    append-only: one JSON line a fact with when it was written, never rewritten
     logs/            what each worker printed
     artifacts/       what each valid candidate saved
 
@@ -15,6 +15,7 @@ A row is on disk before the race goes on, so `kill -9` loses at most the candida
 from __future__ import annotations
 
 import contextlib
+import datetime
 import errno
 import fcntl
 import json
@@ -124,8 +125,9 @@ class RunDirectory:
             ) from error
 
     def append(self, kind: str, record: Any) -> None:
-        """Add one fact, durably, before anything else happens."""
-        row = {"kind": kind, "record": to_builtins(record)}
+        """Add one fact, durably, before anything else happens. The time, which nothing reads
+        back, tells a person where a race's hours went; it is UTC since a race may be resumed."""
+        row = {"kind": kind, "written": utc_now("milliseconds"), "record": to_builtins(record)}
         with _explained(self.path), (self.path / _ROWS).open("ab") as file:
             file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
             file.flush()
@@ -162,6 +164,11 @@ class RunDirectory:
 
     def file(self, *parts: str) -> Path:
         return self.path.joinpath(*parts)
+
+
+def utc_now(timespec: str = "seconds") -> str:
+    """UTC, ISO 8601."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec=timespec)
 
 
 def slug(text: str) -> str:

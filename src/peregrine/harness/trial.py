@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import datetime
 import shutil
 import time
 from collections.abc import Callable
@@ -31,7 +30,7 @@ from peregrine.harness.kept import KeptEngine
 from peregrine.harness.process import Worker
 from peregrine.harness.reference import Judging
 from peregrine.harness.request import Request
-from peregrine.harness.rundir import SCRATCH, RunDirectory, slug
+from peregrine.harness.rundir import SCRATCH, RunDirectory, slug, utc_now
 from peregrine.harness.turns import Turns
 from peregrine.harness.watch import available_mb
 from peregrine.model.model import Model
@@ -166,7 +165,7 @@ def empty_result(candidate: Candidate, status: Status, **fields: Any) -> Candida
         options=dict(candidate.options),
         graph=candidate.graph,
         status=status,
-        finished=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        finished=utc_now(),
         **fields,
     )
 
@@ -186,7 +185,7 @@ def run_trial(
         trial.run()
     except PeregrineError as error:
         trial.end(error)
-    return trial.row
+    return dataclasses.replace(trial.row, finished=utc_now())
 
 
 class _Trial:

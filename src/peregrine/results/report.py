@@ -106,7 +106,7 @@ class CandidateResult:
     """Why a lower precision brings nothing here: it is slower than a higher one, and the cause
     where it can be known."""
     finished: str = ""
-    """UTC, ISO 8601."""
+    """When its trial ended, UTC, ISO 8601."""
 
     @property
     def candidate(self) -> Candidate:
