@@ -126,12 +126,26 @@ class Torch2TrtBackend(Backend):
             return self.compile(model, candidate, target)
         _check(candidate, model, target)
         torch2trt = _ready(candidate, target)
-        names = _names(model)
-        return _session(torch2trt.TRTModule(str(path), *names), model, candidate, target)
+        import tensorrt
+
+        # torch2trt before 0.5 takes no path, and none of them keeps the runtime of its engine.
+        runtime = tensorrt.Runtime(tensorrt.Logger(tensorrt.Logger.ERROR))
+        engine = runtime.deserialize_cuda_engine(path.read_bytes())
+        if engine is None:
+            raise BackendUnavailable(
+                f"This GPU cannot load the saved engine of {model.name}.",
+                why="It is of another GPU or another TensorRT, or damaged.",
+                fix="Build it again here.",
+            )
+        session = _session(torch2trt.TRTModule(engine, *_names(model)), model, candidate, target)
+        session.runtime = runtime
+        return session
 
 
 class _PlainSession(_torch.TorchSession):
     engine: Any
+    runtime: Any = None
+    """Of an engine that was loaded: it must outlive that."""
 
     def placement(self, feeds: Feeds) -> Placement:
         return _placement(self.engine, self.target)
@@ -141,6 +155,7 @@ class _RecordedSession(RecordedSession):
     """The same, recorded as one CUDA graph."""
 
     engine: Any
+    runtime: Any = None
 
     def placement(self, feeds: Feeds) -> Placement:
         return _placement(self.engine, self.target)
@@ -167,7 +182,9 @@ def _names(model: Model) -> tuple[list[str], list[str]]:
     return [spec.name for spec in model.inputs], [spec.name for spec in model.outputs]
 
 
-def _session(converted: Any, model: Model, candidate: Candidate, target: Target) -> Session:
+def _session(
+    converted: Any, model: Model, candidate: Candidate, target: Target
+) -> _PlainSession | _RecordedSession:
     """
     Args:
         converted: a `torch2trt.TRTModule`.
