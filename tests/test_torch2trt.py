@@ -52,7 +52,7 @@ def test_a_package_that_does_not_import_names_the_clash(monkeypatch, tmp_path):
     monkeypatch.delitem(sys.modules, "torch2trt", raising=False)
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(BackendUnavailable, match="does not import") as raised:
-        peregrine_torch2trt._import()
+        peregrine_torch2trt.PACKAGE.load()
     assert "no module named tensorrt" in raised.value.why
 
 

@@ -8,16 +8,13 @@ together with Peregrine's, whose parts for PyTorch it shares.
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import inspect
 from collections.abc import Iterable
 from pathlib import Path
-from types import ModuleType
 from typing import Any, ClassVar
 
 from peregrine.backends import _torch
-from peregrine.backends._nvidia import nvidia_driver
+from peregrine.backends._gpu_package import GpuPackage
 from peregrine.backends._torch_export import check_profile, example, short
 from peregrine.backends._torch_graph import RecordedSession
 from peregrine.backends._trt_engine import WORKSPACE
@@ -31,9 +28,13 @@ PRECISIONS = (Precision.TF32, Precision.FP16)
 """Its networks are weakly typed: float32 in and out, and TensorRT may take TF32, which torch2trt
 does not forbid; with `fp16_mode` float16 too."""
 
-_PACKAGE = "torch2trt"
+PACKAGE = GpuPackage(
+    "torch2trt",
+    "torch2trt",
+    "It wants full TensorRT beside it.",
+    "Install it beside full TensorRT: https://github.com/NVIDIA-AI-IOT/torch2trt#setup",
+)
 _ENGINE = "engine.plan"
-_INSTALL = "Install it beside full TensorRT: https://github.com/NVIDIA-AI-IOT/torch2trt#setup"
 
 
 class Torch2TrtBackend(Backend):
@@ -44,17 +45,7 @@ class Torch2TrtBackend(Backend):
     times_kernels: ClassVar[bool] = True
 
     def available(self) -> Support:
-        if not (torch_installed := _torch.installed()):
-            return torch_installed
-        if importlib.util.find_spec(_PACKAGE) is None:
-            return Support.no("torch2trt is not installed in this interpreter.", _INSTALL)
-        if not (driver := nvidia_driver()):
-            return driver
-        try:
-            _import()
-        except BackendUnavailable as error:
-            return Support.no(f"{error.what} {error.why}", error.fix)
-        return Support.yes()
+        return PACKAGE.available()
 
     def supports(self, model: Model, target: Target) -> Support:
         return _torch.takes(model)
@@ -82,7 +73,7 @@ class Torch2TrtBackend(Backend):
             BackendUnavailable: no GPU, no CUDA build of torch, or a package that does not import.
         """
         _check(candidate, model, target)
-        torch2trt = _ready(candidate, target)
+        torch2trt = PACKAGE.ready(candidate, target)
         check_profile(model, target)
         import torch
 
@@ -125,7 +116,7 @@ class Torch2TrtBackend(Backend):
         if not path.exists():
             return self.compile(model, candidate, target)
         _check(candidate, model, target)
-        torch2trt = _ready(candidate, target)
+        torch2trt = PACKAGE.ready(candidate, target)
         import tensorrt
 
         # torch2trt before 0.5 takes no path, and none of them keeps the runtime of its engine.
@@ -221,30 +212,3 @@ def _check(candidate: Candidate, model: Model, target: Target) -> None:
             fix=f"Use one of: {', '.join(PRECISIONS)}.",
         )
     _torch.check(candidate, model, target, ("",), DEFAULTS)
-
-
-def _ready(candidate: Candidate, target: Target) -> ModuleType:
-    """The package, where an engine could run; BackendUnavailable says what is missing."""
-    if not target.is_cuda:
-        raise BackendUnavailable(
-            f"{candidate.id} cannot run on {target.device}.",
-            why="TensorRT's engines run on an NVIDIA GPU.",
-            fix="--device cuda",
-        )
-    if not (driver := nvidia_driver()):
-        raise BackendUnavailable(
-            f"{candidate.id} cannot run here.", why=driver.reason, fix=driver.fix
-        )
-    return _import()
-
-
-def _import() -> ModuleType:
-    """Import the package; raises BackendUnavailable, for it fails in many ways."""
-    try:
-        return importlib.import_module(_PACKAGE)
-    except Exception as error:
-        raise BackendUnavailable(
-            "torch2trt does not import.",
-            why=f"{short(error)}. It wants full TensorRT beside it.",
-            fix=_INSTALL,
-        ) from error

@@ -62,7 +62,7 @@ def test_a_package_that_does_not_import_names_the_clash(
     clash = "raise AttributeError('tensorrt has no attribute IAlgorithmSelector')"
     package(tmp_path, monkeypatch, clash)
     with pytest.raises(BackendUnavailable, match="does not import") as raised:
-        torch_tensorrt._import()
+        torch_tensorrt.PACKAGE.load()
     assert "IAlgorithmSelector" in raised.value.why
     assert "env create" in raised.value.fix
 

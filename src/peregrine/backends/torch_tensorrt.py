@@ -9,8 +9,6 @@ Each release wants one torch and one TensorRT, so that it lives in an environmen
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import tempfile
 import warnings
 from collections import Counter
@@ -20,12 +18,12 @@ from types import ModuleType
 from typing import Any, ClassVar
 
 from peregrine.backends import _torch
-from peregrine.backends._nvidia import nvidia_driver
+from peregrine.backends._gpu_package import GpuPackage
 from peregrine.backends._torch_export import check_profile, example, export, short
 from peregrine.backends._torch_graph import RecordedSession
 from peregrine.backends._trt_engine import DISTRIBUTIONS
 from peregrine.backends.base import Backend, Session
-from peregrine.errors import BackendUnavailable, OptionError, Unsupported
+from peregrine.errors import OptionError, Unsupported
 from peregrine.model.model import Model
 from peregrine.types import Candidate, Feeds, Placement, Precision, Support, Target
 
@@ -33,11 +31,13 @@ DEFAULTS: dict[str, object] = {_torch.CUDA_GRAPH: False, "min_block_size": 1, "w
 """`min_block_size`: operators that a TensorRT engine must hold at least; fewer stay in PyTorch.
 `workspace_mb`: scratch memory that a kernel may take while it runs, MiB; 0 is TensorRT's own."""
 
-_PACKAGE = "torch_tensorrt"
 _PROGRAM = "torch_tensorrt.pt2"
-_INSTALL = (
+PACKAGE = GpuPackage(
+    "torch_tensorrt",
+    "Torch-TensorRT",
+    "Each release wants one torch and one TensorRT beside it.",
     "peregrine env create torch-tensorrt-rtx, or: pip install torch-tensorrt-rtx beside the torch "
-    "that it names"
+    "that it names",
 )
 _ENGINE_CALL = "tensorrt.execute_engine"
 _ENGINE_MODULE = "TorchTensorRTModule"  # and PythonTorchTensorRTModule
@@ -65,19 +65,7 @@ class TorchTensorRtBackend(Backend):
     )
 
     def available(self) -> Support:
-        """Imports the package where there is a GPU for it, which takes seconds: with another
-        release of torch or of TensorRT beside it, it is installed and does not import."""
-        if not (torch_installed := _torch.installed()):
-            return torch_installed
-        if importlib.util.find_spec(_PACKAGE) is None:
-            return Support.no("Torch-TensorRT is not installed in this interpreter.", _INSTALL)
-        if not (driver := nvidia_driver()):
-            return driver
-        try:
-            _import()
-        except BackendUnavailable as error:
-            return Support.no(f"{error.what} {error.why}", error.fix)
-        return Support.yes()
+        return PACKAGE.available()
 
     def supports(self, model: Model, target: Target) -> Support:
         return _torch.takes(model)
@@ -107,7 +95,7 @@ class TorchTensorRtBackend(Backend):
         options = _torch.check(candidate, model, target, ("",), DEFAULTS)
         min_block_size = _integer(options, "min_block_size", least=1)
         workspace_mb = _integer(options, "workspace_mb", least=0)
-        torch_tensorrt = _ready(candidate, target)
+        torch_tensorrt = PACKAGE.ready(candidate, target)
         check_profile(model, target)
         module = _torch.ready_module(model, candidate.precision, target)
         import torch
@@ -158,7 +146,7 @@ class TorchTensorRtBackend(Backend):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 # Not traced anew: what is kept is the graph that raced.
-                _import().save(session.program, str(path), retrace=False)
+                PACKAGE.load().save(session.program, str(path), retrace=False)
         except MemoryError:
             raise
         except Exception:  # noqa: BLE001  # its exporter fails in many ways on split graphs
@@ -170,7 +158,7 @@ class TorchTensorRtBackend(Backend):
         if not path.exists():
             return self.compile(model, candidate, target)
         _torch.check(candidate, model, target, ("",), DEFAULTS)
-        _ready(candidate, target)
+        PACKAGE.ready(candidate, target)
         import torch
 
         with warnings.catch_warnings(), torch.cuda.device(target.device):
@@ -298,36 +286,3 @@ def _integer(options: Mapping[str, object], name: str, *, least: int) -> int:
             fix=f"Give a whole number of at least {least}.",
         )
     return value
-
-
-def _ready(candidate: Candidate, target: Target) -> ModuleType:
-    """The package, where an engine could run.
-
-    Raises:
-        BackendUnavailable: what is missing, and what brings it.
-    """
-    if not target.is_cuda:
-        raise BackendUnavailable(
-            f"{candidate.id} cannot run on {target.device}.",
-            why="Torch-TensorRT's engines run on an NVIDIA GPU.",
-            fix="--device cuda",
-        )
-    if not (driver := nvidia_driver()):
-        raise BackendUnavailable(
-            f"{candidate.id} cannot run here.", why=driver.reason, fix=driver.fix
-        )
-    return _import()
-
-
-def _import() -> ModuleType:
-    """Import the package; raises BackendUnavailable, for it fails in many ways."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return importlib.import_module(_PACKAGE)
-    except Exception as error:
-        raise BackendUnavailable(
-            "Torch-TensorRT does not import.",
-            why=f"{short(error)}. Each release wants one torch and one TensorRT beside it.",
-            fix=_INSTALL,
-        ) from error
