@@ -28,7 +28,7 @@ from peregrine.model.graphs import Graph
 from peregrine.model.inputs import random_feeds
 from peregrine.model.load import load
 from peregrine.model.model import Model
-from peregrine.types import Array, Candidate, Feeds, Precision, Profile, Target, TensorSpec
+from peregrine.types import Array, Candidate, Feeds, Precision, Profile, Target
 
 CASES = (
     ("resnet50", "", False, 1),
@@ -45,7 +45,7 @@ _INFERENCES = 5
 _ROUNDS = 7
 
 
-def build(path: Path, model: Model, batch: int, tf32: bool, flag: bool) -> tuple[bytes, float]:
+def build(model: Model, batch: int, tf32: bool, flag: bool) -> tuple[bytes, float]:
     """A serialised engine of one size, and the seconds it took."""
     import tensorrt_rtx as trt
 
@@ -53,7 +53,7 @@ def build(path: Path, model: Model, batch: int, tf32: bool, flag: bool) -> tuple
     builder = trt.Builder(logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
-    if not parser.parse_from_file(str(path)):
+    if not parser.parse_from_file(str(model.onnx_path)):
         raise RuntimeError(parser.get_error(0).desc())
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, 4 << 30)
@@ -63,7 +63,7 @@ def build(path: Path, model: Model, batch: int, tf32: bool, flag: bool) -> tuple
         config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     profile = builder.create_optimization_profile()
     for spec in model.inputs:
-        profile.set_shape(spec.name, *[_shape(spec, batch)] * 3)
+        profile.set_shape(spec.name, *[spec.resolve(model.sizes(batch))] * 3)
     config.add_optimization_profile(profile)
     started = time.perf_counter()
     engine = builder.build_serialized_network(network, config)
@@ -96,10 +96,11 @@ def run(
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     buffers = {}
     for spec in (*model.inputs, *model.outputs):
-        buffers[spec.name] = torch.zeros(_shape(spec, batch), device="cuda")
+        shape = spec.resolve(model.sizes(batch))
+        buffers[spec.name] = torch.zeros(shape, device="cuda")
         context.set_tensor_address(spec.name, buffers[spec.name].data_ptr())
         if spec in model.inputs:
-            context.set_input_shape(spec.name, _shape(spec, batch))
+            context.set_input_shape(spec.name, shape)
     torch.cuda.synchronize()
     found: dict[str, Any] = {
         "capturable": context.is_stream_capturable(stream.cuda_stream),
@@ -149,10 +150,6 @@ def _start(graph: Any, context: Any, stream: Any) -> None:
         graph.replay()
 
 
-def _shape(spec: TensorSpec, batch: int) -> tuple[int, ...]:
-    return tuple(size if isinstance(size, int) else batch for size in spec.shape)
-
-
 def main() -> None:
     import torch
 
@@ -178,9 +175,8 @@ def main() -> None:
             eager = Candidate("pytorch", "eager", Precision.FP32)
             with registry.get("pytorch").compile(base, eager, target) as reference:
                 expected = [reference.run(feed) for feed in feeds]
-            assert model.onnx_path is not None
             for flag in (False, True):
-                engine, seconds = build(model.onnx_path, model, batch, tf32, flag)
+                engine, seconds = build(model, batch, tf32, flag)
                 for how in WAYS:
                     torch.cuda.empty_cache()
                     found = run(engine, model, batch, how, feeds, expected)

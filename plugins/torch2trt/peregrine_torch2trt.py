@@ -9,19 +9,18 @@ together with Peregrine's, whose parts for PyTorch it shares.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
 from peregrine.backends import _torch
-from peregrine.backends._gpu_package import GpuPackage
+from peregrine.backends._gpu_package import GpuPackage, PackageBackend
 from peregrine.backends._torch_export import check_profile, example, short
 from peregrine.backends._torch_graph import RecordedSession
 from peregrine.backends._trt_engine import WORKSPACE
-from peregrine.backends.base import Backend, Session
+from peregrine.backends.base import Session
 from peregrine.errors import BackendUnavailable, Unsupported
 from peregrine.model.model import Model
-from peregrine.types import Candidate, Feeds, Placement, Precision, Support, Target
+from peregrine.types import Candidate, Feeds, Placement, Precision, Target
 
 DEFAULTS: dict[str, object] = {_torch.CUDA_GRAPH: False}
 PRECISIONS = (Precision.TF32, Precision.FP16)
@@ -37,31 +36,16 @@ PACKAGE = GpuPackage(
 _ENGINE = "engine.plan"
 
 
-class Torch2TrtBackend(Backend):
+class Torch2TrtBackend(PackageBackend):
     """An engine is built for the profile's sizes, or for its ranges."""
 
     name: ClassVar[str] = "torch2trt"
+    package: ClassVar[GpuPackage] = PACKAGE
     distributions: ClassVar[tuple[str, ...]] = ("torch2trt", "tensorrt", "torch")
     times_kernels: ClassVar[bool] = True
 
-    def available(self) -> Support:
-        return PACKAGE.available()
-
-    def supports(self, model: Model, target: Target) -> Support:
-        return _torch.takes(model)
-
-    def candidates(self, model: Model, target: Target) -> Iterable[Candidate]:
-        if not target.is_cuda:
-            # One row says why nothing runs; the others would say the same.
-            yield Candidate(self.name)
-            return
-        for precision in PRECISIONS:
-            yield Candidate(self.name, "", precision, {_torch.CUDA_GRAPH: True})
-            yield Candidate(self.name, "", precision)
-
-    def refines(self, candidate: Candidate, target: Target) -> bool:
-        """The same engine without a CUDA graph."""
-        return target.is_cuda and not candidate.options.get(_torch.CUDA_GRAPH)
+    def precisions(self, target: Target) -> tuple[Precision, ...]:
+        return PRECISIONS
 
     def compile(self, model: Model, candidate: Candidate, target: Target) -> Session:
         """Convert the module and build its engine.

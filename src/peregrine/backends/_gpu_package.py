@@ -5,14 +5,18 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from types import ModuleType
+from typing import ClassVar
 
 from peregrine.backends import _torch
 from peregrine.backends._nvidia import nvidia_driver
 from peregrine.backends._torch_export import short
+from peregrine.backends.base import Backend
 from peregrine.errors import BackendUnavailable
-from peregrine.types import Candidate, Support, Target
+from peregrine.model.model import Model
+from peregrine.types import Candidate, Precision, Support, Target
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,3 +76,32 @@ class GpuPackage:
                 why=f"{short(error)}. {self.needs}",
                 fix=self.install,
             ) from error
+
+
+class PackageBackend(Backend):
+    """Engines that such a package builds of a module: what is asked before one is built."""
+
+    package: ClassVar[GpuPackage]
+
+    def available(self) -> Support:
+        return self.package.available()
+
+    def supports(self, model: Model, target: Target) -> Support:
+        return _torch.takes(model)
+
+    def precisions(self, target: Target) -> tuple[Precision, ...]:
+        """Those that it has rows of on a GPU."""
+        return _torch.precisions(target)
+
+    def candidates(self, model: Model, target: Target) -> Iterable[Candidate]:
+        if not target.is_cuda:
+            # One row says why nothing runs; the others would say the same.
+            yield Candidate(self.name)
+            return
+        for precision in self.precisions(target):
+            yield Candidate(self.name, "", precision, {_torch.CUDA_GRAPH: True})
+            yield Candidate(self.name, "", precision)
+
+    def refines(self, candidate: Candidate, target: Target) -> bool:
+        """The same engines without a CUDA graph."""
+        return target.is_cuda and not candidate.options.get(_torch.CUDA_GRAPH)

@@ -12,20 +12,20 @@ from __future__ import annotations
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
 
 from peregrine.backends import _torch
-from peregrine.backends._gpu_package import GpuPackage
+from peregrine.backends._gpu_package import GpuPackage, PackageBackend
 from peregrine.backends._torch_export import check_profile, example, export, short
 from peregrine.backends._torch_graph import RecordedSession
 from peregrine.backends._trt_engine import DISTRIBUTIONS
-from peregrine.backends.base import Backend, Session
+from peregrine.backends.base import Session
 from peregrine.errors import OptionError, Unsupported
 from peregrine.model.model import Model
-from peregrine.types import Candidate, Feeds, Placement, Precision, Support, Target
+from peregrine.types import Candidate, Feeds, Placement, Precision, Target
 
 DEFAULTS: dict[str, object] = {_torch.CUDA_GRAPH: False, "min_block_size": 1, "workspace_mb": 0}
 """`min_block_size`: operators that a TensorRT engine must hold at least; fewer stay in PyTorch.
@@ -53,35 +53,17 @@ _BOOKKEEPING = frozenset(
 )
 
 
-class TorchTensorRtBackend(Backend):
+class TorchTensorRtBackend(PackageBackend):
     """One workflow in two packages; whichever is installed in the worker's interpreter."""
 
     name: ClassVar[str] = "torch_tensorrt"
+    package: ClassVar[GpuPackage] = PACKAGE
     distributions: ClassVar[tuple[str, ...]] = (
         "torch-tensorrt",
         "torch-tensorrt-rtx",
         *DISTRIBUTIONS,
         "torch",
     )
-
-    def available(self) -> Support:
-        return PACKAGE.available()
-
-    def supports(self, model: Model, target: Target) -> Support:
-        return _torch.takes(model)
-
-    def candidates(self, model: Model, target: Target) -> Iterable[Candidate]:
-        if not target.is_cuda:
-            # One row says why nothing runs; the others would say the same.
-            yield Candidate(self.name)
-            return
-        for precision in _torch.precisions(target):
-            yield Candidate(self.name, "", precision, {_torch.CUDA_GRAPH: True})
-            yield Candidate(self.name, "", precision)
-
-    def refines(self, candidate: Candidate, target: Target) -> bool:
-        """The same engines without a CUDA graph."""
-        return target.is_cuda and not candidate.options.get(_torch.CUDA_GRAPH)
 
     def compile(self, model: Model, candidate: Candidate, target: Target) -> Session:
         """Export, convert, and build the engines: for the profile's sizes where it fixes them,

@@ -55,7 +55,6 @@ class Tally:
         self._rows: set[str] = set()
         self._started: set[str] = set()
         self._done: set[str] = set()
-        self._ran: set[str] = set()
         self._rounds = (0, 0)
         self.model = ""
         self.doing = "starting"
@@ -103,7 +102,6 @@ class Tally:
     def _finish(self, candidate: str) -> None:
         self._done.add(candidate)
         if candidate in self._started:  # one that never started cost nothing
-            self._ran.add(candidate)
             self._last_done = self._clock()
         self._doing("next")
 
@@ -134,10 +132,11 @@ class Tally:
         """Seconds to go if the rows to come are like those done; None while that is unknown."""
         if self._final_began is not None:
             return self._final_left(self._final_began)
-        if self._rows_began is None or not self._ran:
+        ran = len(self._started & self._done)
+        if self._rows_began is None or not ran:
             return None
         # By the pace at which rows came to their end, however many ran at a time.
-        row = (self._last_done - self._rows_began) / len(self._ran)
+        row = (self._last_done - self._rows_began) / ran
         since = self._clock() - self._last_done
         return max(0.0, row * (len(self._rows - self._done) + _FINAL_SHARE) - since)
 
